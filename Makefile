@@ -1,0 +1,63 @@
+# `make demo` and `make test` are all that a newcomer needs: each sets up what it needs by itself.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help demo test test-all tools stack check lint locks clean
+
+help:  ## Shows this list.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.demo  ## The streak service under live traffic, with a live table: make demo ARGS="--seconds 15 --json".
+	@$(BIN)/python -m otel_perf.cli demo $(ARGS)
+
+test: $(VENV)/.dev  ## All tests, types, style and import direction. Servers that are missing are skipped with the reason.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(ARGS)
+
+test-all: $(VENV)/.dev  ## The tests on each supported Python that this machine has.
+	requirements/each-python $(ARGS)
+
+tools:  ## The real servers that the tests and the stack use (Go, otelcol, Jaeger, Debian packages).
+	$(PYTHON) collector/tools.py install
+
+stack: $(VENV)/.dev  ## The whole pipeline as plain processes: Collector, Prometheus, Jaeger, the streak service.
+	$(BIN)/python collector/stack.py up $(ARGS)
+
+check: $(VENV)/.dev  ## Sends known traffic through the whole pipeline and reads it all back.
+	$(BIN)/python collector/stack.py check $(ARGS)
+
+lint: $(VENV)/.dev  ## Mends style where a machine can.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+locks: $(VENV)/.dev  ## Compiles requirements/*.lock anew.
+	PATH="$(CURDIR)/$(BIN):$$PATH" requirements/compile
+
+clean:  ## Removes what the other targets made here.
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+
+$(BIN)/uv: requirements/installer.lock
+	@$(PYTHON) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	  { echo 'otel_perf needs Python >= 3.10 with venv: `apt-get install python3-venv`, or make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@echo "Making the environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/installer.lock
+	@touch $@
+
+$(VENV)/.demo: requirements/demo.lock pyproject.toml $(BIN)/uv
+	@echo "Installing what the demo needs"
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements/demo.lock
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.lock pyproject.toml $(BIN)/uv
+	@echo "Installing what development needs"
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements/dev.lock
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,1 @@
+"""Performance monitoring for Python services, native to OpenTelemetry."""
