@@ -1,0 +1,129 @@
+"""An application's own metrics: declared once, known to the page, the dashboards and the checks.
+
+    broken = catalogue.counter("streak.broken", unit="{streak}", attributes=("reason",), about="Streaks that ended")
+    broken.add(1, reason="missed")
+
+Handles may be made before `configure()`; until then nothing is recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from otel_perf import conventions, guard
+from otel_perf.conventions import InstrumentKind, Metric
+from otel_perf.telemetry import runtime
+from otel_perf.telemetry.meter import sampled
+
+__all__ = ["CounterHandle", "GaugeHandle", "HistogramHandle", "attach", "counter", "gauge", "histogram"]
+
+Number = int | float
+Observed = Number | Iterable[tuple[Number, Mapping[str, Any]]] | None
+
+_observed: list[tuple[Metric, Callable[[], Observed]]] = []
+
+
+@dataclass(frozen=True, slots=True)
+class _Handle:
+    metric: Metric
+
+    def _record(self, value: Number, labels: Mapping[str, Any], *, exemplar: bool = False) -> None:
+        in_force = runtime.current
+        if in_force is None:
+            return
+        try:
+            unknown = labels.keys() - set(self.metric.attributes)
+            if unknown:
+                known = ", ".join(self.metric.attributes) or "none"
+                raise ValueError(
+                    f"metric {self.metric.name} has no attributes {sorted(unknown)}; declared are: {known}"
+                )
+            series = in_force.at(self.metric, tuple(labels.get(key) for key in self.metric.attributes))
+            series.record(sampled(value) if exemplar and in_force.exemplars else value)
+        except Exception:
+            guard.note(f"metric {self.metric.name}")
+
+
+class CounterHandle(_Handle):
+    """A sum that only grows."""
+
+    __slots__ = ()
+
+    def add(self, amount: Number = 1, **labels: Any) -> None:
+        """Adds an amount of 0 or more; a negative one is left out."""
+        if amount >= 0:
+            self._record(amount, labels, exemplar=True)
+
+
+class HistogramHandle(_Handle):
+    """A distribution."""
+
+    __slots__ = ()
+
+    def record(self, value: Number, **labels: Any) -> None:
+        """Records one value, in the metric's unit."""
+        self._record(value, labels, exemplar=True)
+
+
+class GaugeHandle(_Handle):
+    """A value of now."""
+
+    __slots__ = ()
+
+    def set(self, value: Number, **labels: Any) -> None:
+        """Sets the value, in the metric's unit."""
+        self._record(value, labels)
+
+
+def _declare(
+    name: str, unit: str, kind: InstrumentKind, attributes: Sequence[str], about: str, buckets: Sequence[float] = ()
+) -> Metric:
+    if list(buckets) != sorted(set(buckets)):
+        raise ValueError(f"buckets of {name!r} must rise: {buckets!r}; sort them and remove equal ones")
+    bounds = tuple(float(bound) for bound in buckets)
+    return conventions.declare(Metric(name, unit, kind, about, tuple(attributes), bounds))
+
+
+def counter(name: str, *, unit: str = "1", attributes: Sequence[str] = (), about: str = "") -> CounterHandle:
+    """Declares a counter. `unit` is UCUM (`s`, `By`, `{streak}`), `attributes` are the labels that `add` takes."""
+    return CounterHandle(_declare(name, unit, "counter", attributes, about))
+
+
+def histogram(
+    name: str, *, unit: str = "s", attributes: Sequence[str] = (), about: str = "", buckets: Sequence[float] = ()
+) -> HistogramHandle:
+    """Declares a histogram; `buckets` are rising upper bounds in the metric's unit."""
+    return HistogramHandle(_declare(name, unit, "histogram", attributes, about, buckets))
+
+
+def gauge(
+    name: str, *, unit: str = "1", attributes: Sequence[str] = (), about: str = "",
+    observe: Callable[[], Observed] | None = None,
+) -> GaugeHandle:  # fmt: skip
+    """Declares a gauge: set it, or give `observe`, called at each collect, which answers a number or
+    `(number, labels)` pairs.
+    """
+    metric = _declare(name, unit, "gauge", attributes, about)
+    if observe is not None:
+        _observed.append((metric, observe))
+        if runtime.current is not None:
+            _attach(runtime.current, metric, observe)
+    return GaugeHandle(metric)
+
+
+def _attach(to: runtime.Runtime, metric: Metric, observe: Callable[[], Observed]) -> None:
+    def pairs() -> list[tuple[Number, Mapping[str, Any]]]:
+        answer = observe()
+        if answer is None:
+            return []
+        return [(answer, {})] if isinstance(answer, (int, float)) else list(answer)
+
+    to.instrument(metric).observers.append(pairs)
+
+
+def attach(to: runtime.Runtime) -> None:
+    """Connects all declared observers to a runtime that `configure()` made."""
+    for metric, observe in _observed:
+        _attach(to, metric, observe)

@@ -1,0 +1,1 @@
+"""Adapters from libraries to operations: one flat module each, listed in `registry`."""

@@ -1,0 +1,1 @@
+"""Operations, spans, series, export and their lifecycle."""

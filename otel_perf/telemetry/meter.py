@@ -1,0 +1,243 @@
+"""The OpenTelemetry metrics API over our registry: instruments of other libraries land in the same series as ours."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any
+
+from opentelemetry import metrics, trace
+from opentelemetry.context import Context
+from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.sdk import metrics as sdk_metrics
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    ExponentialHistogram,
+    ExponentialHistogramDataPoint,
+    Gauge,
+    Histogram,
+    HistogramDataPoint,
+    MetricReader,
+    MetricsData,
+    ResourceMetrics,
+    ScopeMetrics,
+    Sum,
+)
+from opentelemetry.sdk.metrics.export import Metric as MetricPoints
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from otel_perf.conventions import InstrumentKind, Metric, buckets_for
+from otel_perf.telemetry import sdk
+from otel_perf.telemetry.aggregation import Value
+from otel_perf.telemetry.series import Collected, Cursor, Instrument, Registry
+
+__all__ = ["Meter", "MeterProvider", "metrics_data"]
+
+Attributes = Mapping[str, Any] | None
+Callbacks = Sequence[Callable[[CallbackOptions], Iterable[Observation]] | Generator[Iterable[Observation], Any, None]]
+
+
+def sampled(value: float, context: Context | None = None) -> Value:
+    """The value with the trace it belongs to, when that trace is recorded; else the bare value."""
+    span_context = trace.get_current_span(context).get_span_context()
+    if span_context.trace_flags & 1 and span_context.is_valid:
+        return (value, span_context.trace_id, span_context.span_id, time.time_ns())
+    return value
+
+
+class _Recorder:
+    """What all synchronous instruments share: a way to their series."""
+
+    def __init__(self, instrument: Instrument, exemplars: bool) -> None:
+        self.instrument = instrument
+        self._exemplars = exemplars
+
+    def _put(self, amount: float, attributes: Attributes, context: Context | None) -> None:
+        value = sampled(amount, context) if self._exemplars else amount
+        self.instrument.of(attributes or {}).record(value)
+
+
+class _Counter(_Recorder, metrics.Counter):
+    def add(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
+        if amount >= 0:
+            self._put(amount, attributes, context)
+
+
+class _UpDownCounter(_Recorder, metrics.UpDownCounter):
+    def add(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
+        self._put(amount, attributes, context)
+
+
+class _Histogram(_Recorder, metrics.Histogram):
+    def record(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
+        if amount >= 0:
+            self._put(amount, attributes, context)
+
+
+class _Gauge(_Recorder, sdk.ApiGauge):  # type: ignore[misc]  # found at run time: the name is private
+    def set(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
+        self._put(amount, attributes, context)
+
+
+class _ObservableCounter(_Recorder, metrics.ObservableCounter):
+    pass
+
+
+class _ObservableUpDownCounter(_Recorder, metrics.ObservableUpDownCounter):
+    pass
+
+
+class _ObservableGauge(_Recorder, metrics.ObservableGauge):
+    pass
+
+
+def _observer(callback: Any) -> Callable[[], list[tuple[int | float, Mapping[str, Any]]]]:
+    started = callback if isinstance(callback, Generator) else None
+    if started is not None:
+        next(started)
+
+    def observe() -> list[tuple[int | float, Mapping[str, Any]]]:
+        options = CallbackOptions()
+        observations = started.send(options) if started is not None else callback(options)
+        return [(each.value, each.attributes or {}) for each in observations]
+
+    return observe
+
+
+class Meter(metrics.Meter):
+    """Makes instruments of one scope. Bounds of the catalogue win over advisory ones of the same metric."""
+
+    def __init__(self, provider: MeterProvider, scope: InstrumentationScope) -> None:
+        super().__init__(scope.name, scope.version, scope.schema_url)
+        self._registry = provider.registry
+        self._exemplars = provider.exemplars
+        self._scope = scope
+
+    def _instrument(
+        self, name: str, unit: str, about: str, kind: InstrumentKind, bounds: Sequence[float] | None = None
+    ) -> Instrument:
+        buckets = buckets_for(name) or tuple(float(bound) for bound in bounds or ())
+        return self._registry.instrument(Metric(name, unit, kind, about, (), buckets), self._scope)
+
+    def create_counter(self, name: str, unit: str = "", description: str = "") -> metrics.Counter:
+        return _Counter(self._instrument(name, unit, description, "counter"), self._exemplars)
+
+    def create_up_down_counter(self, name: str, unit: str = "", description: str = "") -> metrics.UpDownCounter:
+        return _UpDownCounter(self._instrument(name, unit, description, "updowncounter"), False)
+
+    def create_histogram(
+        self, name: str, unit: str = "", description: str = "", *,
+        explicit_bucket_boundaries_advisory: Sequence[float] | None = None,
+    ) -> metrics.Histogram:  # fmt: skip
+        bounds = explicit_bucket_boundaries_advisory
+        return _Histogram(self._instrument(name, unit, description, "histogram", bounds), self._exemplars)
+
+    def create_gauge(self, name: str, unit: str = "", description: str = "") -> sdk.ApiGauge:
+        return _Gauge(self._instrument(name, unit, description, "gauge"), False)
+
+    def _observed(
+        self, name: str, unit: str, about: str, kind: InstrumentKind, callbacks: Callbacks | None
+    ) -> Instrument:
+        instrument = self._instrument(name, unit, about, kind)
+        instrument.observers.extend(_observer(callback) for callback in callbacks or ())
+        return instrument
+
+    def create_observable_counter(
+        self, name: str, callbacks: Callbacks | None = None, unit: str = "", description: str = ""
+    ) -> metrics.ObservableCounter:
+        return _ObservableCounter(self._observed(name, unit, description, "counter", callbacks), False)
+
+    def create_observable_up_down_counter(
+        self, name: str, callbacks: Callbacks | None = None, unit: str = "", description: str = ""
+    ) -> metrics.ObservableUpDownCounter:
+        return _ObservableUpDownCounter(self._observed(name, unit, description, "updowncounter", callbacks), False)
+
+    def create_observable_gauge(
+        self, name: str, callbacks: Callbacks | None = None, unit: str = "", description: str = ""
+    ) -> metrics.ObservableGauge:
+        return _ObservableGauge(self._observed(name, unit, description, "gauge", callbacks), False)
+
+
+class MeterProvider(sdk_metrics.MeterProvider):
+    """A `MeterProvider` of the SDK to everyone, whose instruments record into our registry.
+
+    Stock readers (periodic, in-memory, Prometheus) connect to it as they do to the SDK's, also later on.
+    """
+
+    def __init__(self, registry: Registry, resource: Resource, exemplars: bool = True) -> None:
+        super().__init__(resource=resource, shutdown_on_exit=False)
+        self.registry = registry
+        self.resource = resource
+        self.exemplars = exemplars
+        self._bound: dict[MetricReader, Cursor] = {}
+        self._bound_lock = threading.Lock()
+
+    def get_meter(
+        self, name: str, version: str | None = None, schema_url: str | None = None, attributes: Attributes = None
+    ) -> metrics.Meter:
+        return Meter(self, InstrumentationScope(name, version, schema_url, attributes))
+
+    def add_metric_reader(self, metric_reader: MetricReader) -> None:
+        """Connects a stock reader; it sees what is recorded from now on."""
+        wants = sdk.preferences(metric_reader)
+        cursor = self.registry.cursor(wants.cell, wants.delta)
+
+        def collect(*_: object, **__: object) -> MetricsData | None:
+            return metrics_data(cursor.collect(), self.resource)
+
+        with self._bound_lock:
+            if metric_reader in self._bound:
+                self.registry.remove(cursor)
+                raise ValueError(f"{type(metric_reader).__name__} is connected already; add each reader once")
+            self._bound[metric_reader] = cursor
+        sdk.bind_reader(metric_reader, collect, metrics.NoOpMeterProvider())
+
+    def remove_metric_reader(self, metric_reader: MetricReader, timeout_millis: float = 30_000) -> None:
+        """Shuts a reader down and forgets it."""
+        with self._bound_lock:
+            cursor = self._bound.pop(metric_reader, None)
+        if cursor is not None:
+            metric_reader.shutdown(timeout_millis=timeout_millis)
+            self.registry.remove(cursor)
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        """Collects and sends from every reader within the time; True when all of them said so."""
+        deadline = time.monotonic() + timeout_millis / 1000
+        done = True
+        for reader in list(self._bound):
+            left_ms = (deadline - time.monotonic()) * 1000
+            done = left_ms > 0 and reader.force_flush(timeout_millis=left_ms) and done
+        return done
+
+    def shutdown(self, timeout_millis: float = 30_000) -> None:
+        """Shuts all readers down within the time."""
+        deadline = time.monotonic() + timeout_millis / 1000
+        for reader in list(self._bound):
+            self.remove_metric_reader(reader, max(0.0, deadline - time.monotonic()) * 1000)
+
+
+def metrics_data(collected: Sequence[Collected], resource: Resource) -> MetricsData | None:
+    """Collected points in the SDK's own form, scope by scope; None when there are none."""
+    scopes: dict[InstrumentationScope, list[MetricPoints]] = {}
+    for each in collected:
+        metric = each.instrument.metric
+        points = MetricPoints(metric.name, metric.about, metric.unit, _data(each))
+        scopes.setdefault(each.instrument.scope, []).append(points)
+    if not scopes:
+        return None
+    grouped = [ScopeMetrics(scope, listed, scope.schema_url or "") for scope, listed in scopes.items()]
+    return MetricsData([ResourceMetrics(resource, grouped, resource.schema_url)])
+
+
+def _data(each: Collected) -> Any:
+    temporality = AggregationTemporality.DELTA if each.delta else AggregationTemporality.CUMULATIVE
+    points: Any = each.points
+    if isinstance(points[0], HistogramDataPoint):
+        return Histogram(points, temporality)
+    if isinstance(points[0], ExponentialHistogramDataPoint):
+        return ExponentialHistogram(points, temporality)
+    if each.instrument.metric.kind == "gauge":
+        return Gauge(points)
+    return Sum(points, temporality, each.instrument.monotonic)

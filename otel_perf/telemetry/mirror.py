@@ -1,0 +1,74 @@
+"""Passing our metrics on, once, to a `MeterProvider` that the application had before us.
+
+It works on folded batches, so the foreign instruments' cost is not on the hot path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from opentelemetry import metrics, trace
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
+
+from otel_perf._version import __version__
+from otel_perf.conventions import SCHEMA_URL
+from otel_perf.telemetry.aggregation import Cell, Point, Value
+from otel_perf.telemetry.series import Instrument, Series
+
+__all__ = ["Mirror"]
+
+
+class Mirror:
+    """Makes cells that record into another provider; use its `cell` for a cursor."""
+
+    def __init__(self, provider: metrics.MeterProvider) -> None:
+        self._provider = provider
+        self._instruments: dict[Instrument, Any] = {}
+
+    def cell(self, series: Series) -> Cell | None:
+        """A cell that hands the values of this series on."""
+        instrument = series.instrument
+        foreign = self._instruments.get(instrument)
+        if foreign is None:
+            foreign = self._instruments[instrument] = self._make(instrument)
+        return _Forward(foreign, series.attributes)
+
+    def _make(self, instrument: Instrument) -> Any:
+        metric = instrument.metric
+        meter = self._provider.get_meter(instrument.scope.name, __version__, SCHEMA_URL)
+        if metric.kind == "histogram":
+            bounds = list(metric.buckets) or None
+            return meter.create_histogram(
+                metric.name, metric.unit, metric.about, explicit_bucket_boundaries_advisory=bounds
+            ).record
+        if metric.kind == "counter":
+            return meter.create_counter(metric.name, metric.unit, metric.about).add
+        if metric.kind == "updowncounter":
+            return meter.create_up_down_counter(metric.name, metric.unit, metric.about).add
+        return meter.create_gauge(metric.name, metric.unit, metric.about).set
+
+
+class _Forward:
+    """A cell that keeps nothing: every value goes on with the trace that it was recorded in."""
+
+    __slots__ = ("_attributes", "_put")
+
+    def __init__(self, put: Any, attributes: Mapping[str, Any]) -> None:
+        self._put = put
+        self._attributes = attributes
+
+    def feed(self, batch: Sequence[Value]) -> None:
+        for value in batch:
+            if isinstance(value, tuple):
+                span_context = SpanContext(value[1], value[2], is_remote=False, trace_flags=TraceFlags(1))
+                context = trace.set_span_in_context(NonRecordingSpan(span_context))
+                self._put(value[0], self._attributes, context)
+            else:
+                self._put(value, self._attributes)
+
+    def point(self, attributes: Mapping[str, Any], start_ns: int, now_ns: int) -> Point | None:
+        return None
+
+    def reset(self) -> None:
+        """There is nothing to reset."""

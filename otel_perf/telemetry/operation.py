@@ -1,0 +1,271 @@
+"""The operation: the unit of work that every face and every integration of otel_perf is made of.
+
+It times, finds its series and, when the trace is recorded, owns a span. `with` is sugar (see `measure`): event APIs
+such as SQLAlchemy's start and stop operations by hand, with or without making them current.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
+from typing import Any
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
+
+from otel_perf import conventions as c
+from otel_perf import guard, redaction
+from otel_perf.conventions import Metric
+from otel_perf.telemetry import runtime, sdk
+
+__all__ = [
+    "CACHE",
+    "EXTERNAL",
+    "HTTP_CLIENT",
+    "JOB",
+    "QUERY",
+    "REQUEST",
+    "STEP",
+    "Kind",
+    "Operation",
+    "current",
+    "start",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of work: which histogram it feeds, in which label order, and which other metrics go with it."""
+
+    name: str
+    duration: Metric
+    span_kind: SpanKind = SpanKind.INTERNAL
+    #: Of operations of one layer that stand on each other only the outermost measures.
+    layer: str | None = None
+    active: Metric | None = None
+    items: Metric | None = None
+    last_success: Metric | None = None
+    slow: Metric | None = None
+
+    @property
+    def width(self) -> int:
+        """How many labels there are, `error.type` included, which is always the last."""
+        return len(self.duration.attributes)
+
+
+REQUEST = Kind("request", c.REQUEST_DURATION, SpanKind.SERVER)
+QUERY = Kind("query", c.QUERY_DURATION, SpanKind.CLIENT, layer="query", slow=c.QUERY_SLOW)
+CACHE = Kind("cache", c.CACHE_DURATION, SpanKind.CLIENT, layer="cache")
+EXTERNAL = Kind("external", c.EXTERNAL_DURATION, SpanKind.CLIENT, layer="external")
+HTTP_CLIENT = Kind("http_client", c.HTTP_CLIENT_DURATION, SpanKind.CLIENT, layer="http_client")
+JOB = Kind("job", c.JOB_DURATION, SpanKind.INTERNAL, active=c.JOBS_ACTIVE, items=c.JOB_ITEM_COUNT,
+           last_success=c.JOB_LAST_SUCCESS)  # fmt: skip
+STEP = Kind("step", c.STEP_DURATION, SpanKind.INTERNAL, items=c.STEP_ITEM_COUNT)
+
+_current: ContextVar[Operation | None] = ContextVar("otel_perf_operation", default=None)
+
+
+def current() -> Operation | None:
+    """The innermost active operation, or None."""
+    return _current.get()
+
+
+class Operation:
+    """Work in progress. Labels may be filled in until it stops; afterwards `seconds` says how long it took."""
+
+    __slots__ = (
+        "_context_token", "_runtime", "_start_ns", "_token", "context", "error_type", "hit", "items", "kind", "labels",
+        "name", "parent", "seconds", "span", "stopped",
+    )  # fmt: skip
+
+    def __init__(self, kind: Kind, name: str, labels: list[Any]) -> None:
+        self.kind = kind
+        self.name = name
+        self.labels = labels
+        self.parent: Operation | None = None
+        self.span: Span | None = None
+        self.context: otel_context.Context | None = None
+        self.seconds: float | None = None
+        self.items: int | None = None
+        #: For caches: True is a hit, False a miss, None neither.
+        self.hit: bool | None = None
+        self.error_type: str | None = None
+        self.stopped = False
+        self._runtime: runtime.Runtime | None = None
+        self._token: Token[Operation | None] | None = None
+        self._context_token: Token[otel_context.Context] | None = None
+        self._start_ns = 0
+
+    @property
+    def recording(self) -> bool:
+        """Whether there is a span that keeps attributes."""
+        return self.span is not None and self.span.is_recording()
+
+    def within(self, layer: str) -> bool:
+        """Whether an unfinished operation of this layer is above (this one included)."""
+        operation: Operation | None = self
+        while operation is not None:
+            if operation.kind.layer == layer and not operation.stopped:
+                return True
+            operation = operation.parent
+        return False
+
+    def label(self, key: str, value: Any) -> None:
+        """Fills in a label of the operation's histogram, for example the status once it is known."""
+        self.labels[self.kind.duration.attributes.index(key)] = value
+
+    def set(self, key: str, value: Any) -> None:
+        """Puts an attribute on the span, redacted; never on metrics."""
+        if self.span is not None and value is not None:
+            try:
+                self.span.set_attributes(redaction.redact({key: value}))
+            except Exception:
+                guard.note("setting an attribute")
+
+    def fail(self, error: BaseException | str) -> None:
+        """Marks the operation as failed, by an exception or by a short `error.type`; the first one counts."""
+        if self.error_type is None:
+            try:
+                self._fail(error)
+            except Exception:
+                guard.note("marking a failure")
+
+    def _fail(self, error: BaseException | str) -> None:
+        if isinstance(error, str):
+            self.error_type = error
+            return
+        self.error_type = redaction.exception_type(error)
+        if self.span is not None and self.span.is_recording():
+            self.span.add_event("exception", redaction.exception(error))
+
+    def activate(self) -> None:
+        """Makes this operation and its span current, until `deactivate` in the same context."""
+        self._token = _current.set(self)
+        if self.context is not None:
+            self._context_token = otel_context.attach(self.context)
+
+    def deactivate(self) -> None:
+        """Puts back what was current before."""
+        token, self._token = self._token, None
+        context_token, self._context_token = self._context_token, None
+        try:
+            if context_token is not None:
+                # Not `detach`, which logs an error with a traceback where a stream was left from another task.
+                sdk.detach(context_token)
+            if token is not None:
+                _current.reset(token)
+        except ValueError:
+            if _current.get() is self:
+                _current.set(self.parent)
+
+    def stop(self, error: BaseException | None = None) -> None:
+        """Ends the operation: duration, series, span. The second call does nothing."""
+        if self.stopped:
+            return
+        self.stopped = True
+        elapsed_ns = time.perf_counter_ns() - self._start_ns
+        self.seconds = elapsed_ns / 1e9
+        try:
+            if error is not None and self.error_type is None:
+                self._fail(error)
+            self._record()
+        except Exception:
+            guard.note(f"stopping a {self.kind.name}")
+        finally:
+            if self._token is not None or self._context_token is not None:
+                self.deactivate()
+
+    def _record(self) -> None:
+        labels, span, in_force = self.labels, self.span, self._runtime
+        assert self.seconds is not None
+        labels[-1] = self.error_type
+        if self.kind is CACHE and labels[3] is None:
+            labels[3] = "none" if self.hit is None else "hit" if self.hit else "miss"
+        if in_force is not None:
+            value: Any = self.seconds
+            if span is not None and in_force.exemplars:
+                span_context = span.get_span_context()
+                if span_context.trace_flags & 1:
+                    value = (value, span_context.trace_id, span_context.span_id, time.time_ns())
+            in_force.at(self.kind.duration, tuple(labels)).record(value)
+            self._record_more(in_force)
+        if span is not None:
+            self._end_span(span)
+
+    def _record_more(self, in_force: runtime.Runtime) -> None:
+        kind, values = self.kind, tuple(self.labels[:-1])
+        if kind.active is not None:
+            in_force.at(kind.active, values).record(-1)
+        if kind.items is not None and self.items:
+            in_force.at(kind.items, values).record(self.items)
+        if kind.last_success is not None and self.error_type is None:
+            in_force.at(kind.last_success, values).record(time.time())
+        if kind.slow is not None and self.seconds is not None and self.seconds >= in_force.slow_query_s:
+            in_force.at(kind.slow, values).record(1)
+
+    def _end_span(self, span: Span) -> None:
+        if span.is_recording():
+            keys = self.kind.duration.attributes
+            attributes = {k: v for k, v in zip(keys, self.labels, strict=True) if v is not None}
+            if self.items is not None and self.kind.items is not None:
+                attributes[self.kind.items.name] = self.items
+            span.set_attributes(redaction.redact(attributes))
+            if self.error_type is not None:
+                span.set_status(Status(StatusCode.ERROR))
+        span.end()
+
+
+def start(
+    kind: Kind, name: str, labels: Sequence[Any], attributes: Mapping[str, Any] | None = None, *,
+    context: otel_context.Context | None = None, links: Sequence[Link] = (), activate: bool = True, span: bool = True,
+) -> Operation:  # fmt: skip
+    """Starts an operation; it always answers one, also before `configure()`, and never raises.
+
+    Args:
+        kind: what it is.
+        name: the span's name, of low cardinality.
+        labels: the label values in the order of `kind.duration.attributes`, None where not known (yet). `error.type`
+            may be left out.
+        attributes: span attributes, redacted here. They are there at the start, so that samplers see them.
+        context: the parent, where it is not the current context: a remote caller's.
+        activate: makes the operation current in this context; otherwise `activate()` and `deactivate()` do.
+        span: False measures only.
+    """
+    values = list(labels)
+    values.extend([None] * (kind.width - len(values)))
+    operation = Operation(kind, name, values)
+    in_force = runtime.current
+    if in_force is not None:
+        try:
+            operation._runtime = in_force
+            operation.parent = _current.get()
+            if kind.active is not None:
+                in_force.at(kind.active, tuple(values[:-1])).record(1)
+            if span and not sdk.suppressed():
+                _start_span(operation, in_force, attributes, context, links)
+            if activate:
+                operation.activate()
+        except Exception:
+            guard.note(f"starting a {kind.name}")
+    operation._start_ns = time.perf_counter_ns()
+    return operation
+
+
+def _start_span(
+    operation: Operation, in_force: runtime.Runtime, attributes: Mapping[str, Any] | None,
+    context: otel_context.Context | None, links: Sequence[Link],
+) -> None:  # fmt: skip
+    kind = operation.kind
+    known: dict[str, Any] = {
+        k: v for k, v in zip(kind.duration.attributes, operation.labels, strict=True) if v is not None
+    }
+    if attributes:
+        known.update(attributes)
+    operation.span = in_force.tracer.start_span(
+        redaction.text(operation.name, 256), context, kind.span_kind, redaction.redact(known), links,
+        record_exception=False, set_status_on_exception=False,
+    )  # fmt: skip
+    operation.context = trace.set_span_in_context(operation.span, context)

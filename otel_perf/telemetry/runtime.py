@@ -1,0 +1,70 @@
+"""What `configure()` made, as one variable: handles made before it find it on first use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from otel_perf._version import __version__
+from otel_perf.conventions import SCHEMA_URL, SCOPE, Metric
+from otel_perf.settings import Settings
+from otel_perf.telemetry.exporter import SpanSender
+from otel_perf.telemetry.meter import MeterProvider
+from otel_perf.telemetry.pipeline import Pipeline
+from otel_perf.telemetry.series import Instrument, Registry, Series
+
+__all__ = ["Runtime", "current", "install"]
+
+_SCOPE = InstrumentationScope(SCOPE, __version__, SCHEMA_URL)
+
+
+class Runtime:
+    """The settings, registry, tracer and lifecycle that are in force."""
+
+    __slots__ = (
+        "_instruments", "exemplars", "meter_provider", "pipeline", "registry", "resource", "sender", "settings",
+        "slow_query_s", "tracer", "tracer_provider",
+    )  # fmt: skip
+
+    def __init__(
+        self, settings: Settings, registry: Registry, tracer: trace.Tracer, pipeline: Pipeline, *,
+        tracer_provider: trace.TracerProvider, meter_provider: MeterProvider, resource: Resource, sender: SpanSender | None = None,
+    ) -> None:  # fmt: skip
+        self.settings = settings
+        self.registry = registry
+        self.tracer = tracer
+        self.pipeline = pipeline
+        self.sender = sender
+        self.tracer_provider = tracer_provider
+        self.meter_provider = meter_provider
+        self.resource = resource
+        # Read once here: the settings are never used on a hot path.
+        self.exemplars = settings.exemplars
+        self.slow_query_s = settings.slow_query_s
+        self._instruments: dict[str, Instrument] = {}
+
+    def instrument(self, metric: Metric) -> Instrument:
+        """The instrument of a declared metric in otel_perf's own scope."""
+        found = self._instruments.get(metric.name)
+        if found is None:
+            found = self._instruments[metric.name] = self.registry.instrument(metric, _SCOPE)
+        return found
+
+    def at(self, metric: Metric, values: tuple[Any, ...]) -> Series:
+        """The series of a metric by its label values, in the metric's own label order."""
+        found = self._instruments.get(metric.name)
+        if found is None:
+            found = self.instrument(metric)
+        return found.at(values)
+
+
+current: Runtime | None = None
+
+
+def install(runtime: Runtime | None) -> None:
+    """Puts a runtime in force, or takes it away with None."""
+    global current
+    current = runtime

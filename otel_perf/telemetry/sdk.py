@@ -1,0 +1,139 @@
+"""The only importer of private names of the OpenTelemetry SDK, each probed, each with a way without it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextvars import Token
+from dataclasses import dataclass
+from typing import Any, cast
+
+from opentelemetry import context, metrics
+from opentelemetry.context import Context
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.sdk.metrics import (
+    Counter,
+    Histogram,
+    ObservableCounter,
+    ObservableGauge,
+    ObservableUpDownCounter,
+    UpDownCounter,
+)
+from opentelemetry.sdk.metrics.export import AggregationTemporality, MetricExporter, MetricReader, MetricsData
+from opentelemetry.sdk.metrics.view import (
+    DropAggregation,
+    ExplicitBucketHistogramAggregation,
+    ExponentialBucketHistogramAggregation,
+)
+
+from otel_perf.conventions import InstrumentKind
+from otel_perf.telemetry.aggregation import Cell, Explicit, Exponential
+from otel_perf.telemetry.series import Series, default_cell
+
+__all__ = [
+    "SUPPRESS_KEY",
+    "ApiGauge",
+    "Preferences",
+    "bind_reader",
+    "detach",
+    "exporter_preferences",
+    "preferences",
+    "suppressed",
+]
+
+_log = logging.getLogger("otel_perf")
+
+#: The context key by which exporters and others ask instrumentation to look away.
+SUPPRESS_KEY: str = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_instrumentation")
+
+#: The API's synchronous gauge, which has no public name yet.
+ApiGauge: Any = getattr(metrics, "_Gauge", metrics.Instrument)
+
+_KINDS: dict[InstrumentKind, tuple[type, ...]] = {
+    "counter": (Counter, ObservableCounter),
+    "updowncounter": (UpDownCounter, ObservableUpDownCounter),
+    "histogram": (Histogram,),
+    "gauge": (ObservableGauge,),
+}
+
+
+def suppressed() -> bool:
+    """Whether the current context asks for no spans."""
+    return bool(context.get_value(SUPPRESS_KEY))
+
+
+def detach(token: Token[Context]) -> None:
+    """Puts back the context that was current before; raises `ValueError` from another task instead of logging."""
+    in_use: Any = getattr(context, "_RUNTIME_CONTEXT", None)
+    if in_use is None:
+        context.detach(token)
+    else:
+        in_use.detach(token)
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """What a stock reader wants: changes or totals, and an aggregation, by kind of instrument."""
+
+    delta_kinds: frozenset[InstrumentKind]
+    aggregations: dict[InstrumentKind, object]
+
+    def delta(self, kind: InstrumentKind) -> bool:
+        """Whether this kind is read as the change since the last point."""
+        return kind in self.delta_kinds
+
+    def cell(self, series: Series) -> Cell | None:
+        """The cell that this reader's aggregation asks for."""
+        instrument = series.instrument
+        wanted = self.aggregations.get(instrument.metric.kind)
+        if isinstance(wanted, DropAggregation):
+            return None
+        if instrument.metric.kind == "histogram":
+            if isinstance(wanted, ExponentialBucketHistogramAggregation):
+                scale = getattr(wanted, "_max_scale", 20)
+                return Exponential(scale, max_size=getattr(wanted, "_max_size", 160))
+            if isinstance(wanted, ExplicitBucketHistogramAggregation) and not instrument.metric.buckets:
+                bounds = getattr(wanted, "_boundaries", None)
+                if bounds:
+                    return Explicit(tuple(bounds))
+        return default_cell(series)
+
+
+def preferences(reader: MetricReader) -> Preferences:
+    """What a reader wants; where its private tables are gone, totals and the usual aggregations."""
+    temporality = _table(reader, "_instrument_class_temporality")
+    aggregation = _table(reader, "_instrument_class_aggregation")
+    delta = frozenset(
+        kind for kind, types in _KINDS.items() if _lookup(temporality, types) is AggregationTemporality.DELTA
+    )
+    return Preferences(delta, {kind: _lookup(aggregation, types) for kind, types in _KINDS.items()})
+
+
+def exporter_preferences(exporter: MetricExporter) -> tuple[dict[type, Any] | None, dict[type, Any] | None]:
+    """The temporalities and aggregations that a stock exporter asks its reader for."""
+    return getattr(exporter, "_preferred_temporality", None), getattr(exporter, "_preferred_aggregation", None)
+
+
+def _table(reader: MetricReader, name: str) -> dict[type, object]:
+    return cast("dict[type, object]", getattr(reader, name, {}))
+
+
+def _lookup(table: dict[type, object], types: tuple[type, ...]) -> object:
+    # The SDK keys these tables by private subclasses of the public instrument classes.
+    return next((value for key, value in table.items() if issubclass(key, types)), None)
+
+
+def bind_reader(reader: MetricReader, collect: Callable[..., MetricsData | None], provider: MeterProvider) -> bool:
+    """Connects a stock reader to a collect function; says so and answers False where the SDK has no such way."""
+    connect: Any = getattr(reader, "_set_collect_callback", None)
+    if connect is None:
+        _log.warning(
+            "otel_perf: this opentelemetry-sdk has no way to connect %s to another registry; it will see no metrics",
+            type(reader).__name__,
+        )
+        return False
+    tell = getattr(reader, "_set_meter_provider", None)
+    if tell is not None:
+        tell(provider)
+    connect(collect)
+    return True
