@@ -10,7 +10,7 @@ help:  ## Shows this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/.demo  ## The streak service under live traffic, with a live table: make demo ARGS="--seconds 15 --json".
-	@$(BIN)/python -m otel_perf.cli demo $(ARGS)
+	@$(BIN)/python -m examples.demo $(ARGS)
 
 test: $(VENV)/.dev  ## All tests, types, style and import direction. Servers that are missing are skipped with the reason.
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace import sampling as stock_sampling
 from otel_perf import catalogue, guard
 from otel_perf import conventions as c
 from otel_perf._version import __version__
+from otel_perf.insight import live
 from otel_perf.settings import Settings
 from otel_perf.telemetry import exporter, logs, runtime, transport
 from otel_perf.telemetry.meter import MeterProvider
@@ -78,6 +79,7 @@ def configure(service_name: str | None = None, **settings: Any) -> Settings:
     pipeline.on_fork(lambda: _after_fork(made))
     _observe_ourselves(made)
     catalogue.attach(made)
+    live.attach(made)
     runtime.install(made)
     logs.correlate(loaded.log_correlation)
     return loaded

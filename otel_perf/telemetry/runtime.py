@@ -14,6 +14,7 @@ from otel_perf.settings import Settings
 from otel_perf.telemetry.exporter import SpanSender
 from otel_perf.telemetry.meter import MeterProvider
 from otel_perf.telemetry.pipeline import Pipeline
+from otel_perf.telemetry.prometheus import Exposition
 from otel_perf.telemetry.series import Instrument, Registry, Series
 
 __all__ = ["Runtime", "current", "install"]
@@ -25,8 +26,8 @@ class Runtime:
     """The settings, registry, tracer and lifecycle that are in force."""
 
     __slots__ = (
-        "_instruments", "exemplars", "meter_provider", "pipeline", "registry", "resource", "sender", "settings",
-        "slow_query_s", "tracer", "tracer_provider",
+        "_instruments", "exemplars", "exposition", "meter_provider", "pipeline", "registry", "resource", "sender",
+        "settings", "slow_query_s", "tracer", "tracer_provider",
     )  # fmt: skip
 
     def __init__(
@@ -41,6 +42,8 @@ class Runtime:
         self.tracer_provider = tracer_provider
         self.meter_provider = meter_provider
         self.resource = resource
+        # Made at once, so that /metrics counts from the start like every other reader.
+        self.exposition = Exposition(registry)
         # Read once here: the settings are never used on a hot path.
         self.exemplars = settings.exemplars
         self.slow_query_s = settings.slow_query_s

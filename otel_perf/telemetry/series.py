@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,14 +187,19 @@ class Cursor:
         if cell is not None:
             cell.feed(batch)
 
-    def cells(self) -> list[tuple[Series, Cell]]:
-        """All cells, folded up to now, for readers that add up more than one series."""
-        self._registry.fold_all()
-        return [(series, cell) for series, cell in list(self._cells.items()) if cell is not None]
+    @contextmanager
+    def held(self) -> Generator[list[tuple[Series, Cell]], None, None]:
+        """All cells, folded up to now and still for the length of the block: for readers that add up many series.
+
+        Recording goes on meanwhile; only folding waits.
+        """
+        with self._registry.fold_lock:
+            self._registry.fold_held()
+            yield [(series, cell) for series, cell in self._cells.items() if cell is not None]
 
     def collect(self) -> list[Collected]:
         """All points up to now; readers of changes start anew."""
-        observed = self._observe()
+        observed = self.observe()
         with self._registry.fold_lock:
             self._registry.fold_held()
             now_ns = time.time_ns()
@@ -215,7 +221,7 @@ class Cursor:
             self._since_ns = now_ns
             return collected
 
-    def _observe(self) -> list[tuple[Instrument, list[tuple[int | float, Mapping[str, Any]]]]]:
+    def observe(self) -> list[tuple[Instrument, list[tuple[int | float, Mapping[str, Any]]]]]:
         # Callbacks are user code: they run before the lock is taken, and one that fails costs only itself.
         observed = []
         for instrument in self._registry.instruments():

@@ -1,0 +1,1 @@
+"""Services that use otel_perf as an application would."""

@@ -1,0 +1,105 @@
+"""The page and the API on an app: `mount(app)` serves /performance, /api/performance and /metrics."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from functools import cache
+from importlib import resources
+from typing import Any
+
+try:
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.requests import Request
+    from starlette.responses import HTMLResponse, JSONResponse, Response
+except ImportError:  # the message is worth more than the bare ModuleNotFoundError
+    raise ImportError("otel_perf.web needs Starlette: pip install 'otel-perf[web]'") from None
+
+from otel_perf.insight import live
+from otel_perf.insight.snapshot import snapshot
+from otel_perf.telemetry import runtime
+from otel_perf.telemetry.prometheus import OPENMETRICS, TEXT
+from otel_perf.web.access import Access, Allow
+
+__all__ = ["mount"]
+
+_NOT_CONFIGURED = "otel_perf is not configured: call otel_perf.configure() when the service starts"
+_NOT_LOCAL = (
+    "only clients on this machine may read this; send 'Authorization: Bearer <token>' with the value of "
+    "OTEL_PERF_ACCESS_TOKEN, or give mount(app, allow=...) a check of your own"
+)
+_NEVER_STORED = {"cache-control": "no-store"}
+
+
+def mount(app: Starlette, *, token: str | None = None, allow: Allow | None = None) -> None:
+    """Serves `/performance` (a page), `/api/performance` (JSON) and `/metrics` (Prometheus) on an app.
+
+    Loopback clients may read them. Others need the token, or must pass `allow`.
+
+    Args:
+        app: a FastAPI or Starlette application; also one that has started.
+        token: bearer token, by default the setting `access_token`.
+        allow: a function of the request, sync or async, that answers True to let it in.
+
+    Raises:
+        TypeError: when the app cannot take routes.
+    """
+    if not hasattr(app, "add_route"):
+        raise TypeError(f"mount() takes a FastAPI or Starlette app, not {type(app).__qualname__!r}")
+
+    async def refused(request: Request) -> Response | None:
+        in_force = runtime.current
+        wanted = token if token is not None or in_force is None else in_force.settings.access_token
+        if not await Access(wanted, allow).permits(request):
+            return JSONResponse({"error": _NOT_LOCAL}, 403, _NEVER_STORED)
+        return None if in_force is not None else JSONResponse({"error": _NOT_CONFIGURED}, 503, _NEVER_STORED)
+
+    async def page(request: Request) -> Response:
+        text, policy = _page()
+        return await refused(request) or HTMLResponse(
+            text, headers={**_NEVER_STORED, "content-security-policy": policy, "x-content-type-options": "nosniff"}
+        )
+
+    async def performance(request: Request) -> Response:
+        return await refused(request) or JSONResponse(await run_in_threadpool(_snapshot), headers=_NEVER_STORED)
+
+    async def metrics(request: Request) -> Response:
+        answer = await refused(request)
+        if answer is not None:
+            return answer
+        openmetrics = "application/openmetrics-text" in request.headers.get("accept", "")
+        body = await run_in_threadpool(_exposition, openmetrics)
+        return Response(body, media_type=OPENMETRICS if openmetrics else TEXT, headers=_NEVER_STORED)
+
+    for path, endpoint in (("/performance", page), ("/api/performance", performance), ("/metrics", metrics)):
+        app.add_route(path, endpoint, methods=["GET"], include_in_schema=False)
+
+
+def _snapshot() -> dict[str, Any]:
+    in_force = runtime.current
+    return snapshot(in_force, live.of(in_force)) if in_force is not None else {}
+
+
+def _exposition(openmetrics: bool) -> str:
+    in_force = runtime.current
+    return in_force.exposition.render(in_force.resource, openmetrics=openmetrics) if in_force is not None else ""
+
+
+@cache
+def _page() -> tuple[str, str]:
+    """The page, and a policy that lets it run its own script and style, talk to its own server, and nothing else."""
+    text = resources.files(__name__).joinpath("page.html").read_text(encoding="utf-8")
+    script, style = (
+        " ".join(f"'sha256-{_digest(body)}'" for body in re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL))
+        for tag in ("script", "style")
+    )
+    return text, (
+        f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _digest(body: str) -> str:
+    return base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
