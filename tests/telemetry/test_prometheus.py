@@ -1,0 +1,159 @@
+"""The exposition, read back by Prometheus' own parsers."""
+
+from __future__ import annotations
+
+import pytest
+from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
+from opentelemetry.sdk.resources import Resource
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from otel_perf import catalogue, measure
+from otel_perf.telemetry.meter import MeterProvider
+from otel_perf.telemetry.prometheus import Exposition, family_name
+from otel_perf.telemetry.series import Registry
+
+
+def samples(text, parse=parse_openmetrics):
+    return {
+        (s.name, frozenset((k, v) for k, v in s.labels.items() if k != "otel_scope_name")): s
+        for family in parse(text)
+        for s in family.samples
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "kind", "family"),
+    [
+        ("http.server.request.duration", "s", "histogram", "http_server_request_duration_seconds"),
+        ("background.job.items", "{item}", "counter", "background_job_items"),
+        ("sent_total", "By", "counter", "sent_bytes"),
+        ("load", "1", "gauge", "load_ratio"),
+        ("1st-of.all", "", "gauge", "_1st_of_all"),
+        ("wait.seconds", "s", "gauge", "wait_seconds"),
+    ],
+)
+def test_family_name(name, unit, kind, family):
+    """Names follow OpenTelemetry's rules for Prometheus: underscores, units, no doubled suffix."""
+    assert family_name(name, unit, kind) == family
+
+
+def test_openmetrics_is_what_prometheus_reads(telemetry):
+    """A measured block comes back from the OpenMetrics parser with its count, its buckets and its trace as exemplar."""
+    with measure("load", category="x") as op:
+        op.items = 7
+    text = telemetry.runtime.exposition.render(telemetry.runtime.resource, openmetrics=True)
+
+    read = samples(text)
+    labels = {("operation_name", "load"), ("operation_category", "x")}
+    assert read["operation_duration_seconds_count", frozenset(labels)].value == 1
+    assert read["operation_items_total", frozenset(labels)].value == 7
+    bucket = read["operation_duration_seconds_bucket", frozenset(labels | {("le", "0.005")})]
+    assert bucket.exemplar.labels["trace_id"] == f"{telemetry.span('load').context.trace_id:032x}"
+
+
+def test_text_format_has_no_exemplars_and_the_same_numbers(telemetry):
+    """The older text format parses, carries the same counts, and leaves exemplars out."""
+    for _ in range(3):
+        with measure("load"):
+            pass
+    text = telemetry.runtime.exposition.render(telemetry.runtime.resource)
+
+    assert " # {" not in text
+    assert (
+        samples(text, parse_text)["operation_duration_seconds_count", frozenset({("operation_name", "load")})].value
+        == 3
+    )
+
+
+def test_target_info_is_the_resource(telemetry):
+    """Service, version and environment are labels of target_info."""
+    telemetry.restart(service_name="shop", service_version="1.2", environment="staging")
+    text = telemetry.runtime.exposition.render(telemetry.runtime.resource)
+
+    info = next(s for (name, _), s in samples(text, parse_text).items() if name == "target_info")
+    assert info.labels["service_name"] == "shop"
+    assert info.labels["service_version"] == "1.2"
+    assert info.labels["deployment_environment_name"] == "staging"
+
+
+def test_two_scopes_share_a_family_without_sharing_labels():
+    """The same metric of two libraries keeps each library's own label names and values."""
+    registry = Registry()
+    exposition = Exposition(registry)
+    provider = MeterProvider(registry, Resource({}))
+    provider.get_meter("a").create_histogram("db.client.operation.duration", "s").record(0.1, {"db.system.name": "pg"})
+    provider.get_meter("b").create_histogram("db.client.operation.duration", "s").record(0.1, {"operation": "SELECT"})
+
+    read = [
+        s.labels
+        for family in parse_openmetrics(exposition.render(Resource({}), openmetrics=True))
+        for s in family.samples
+        if s.name.endswith("_count")
+    ]
+    assert {"db_system_name": "pg", "otel_scope_name": "a"} in read
+    assert {"operation": "SELECT", "otel_scope_name": "b"} in read
+
+
+def test_a_family_of_two_meanings_keeps_the_first():
+    """A counter and a histogram of one name do not spoil the scrape: the first meaning stays."""
+    registry = Registry()
+    exposition = Exposition(registry)
+    provider = MeterProvider(registry, Resource({}))
+    provider.get_meter("a").create_gauge("x.size", "{item}").set(4)
+    provider.get_meter("b").create_histogram("x.size", "{item}").record(1)
+
+    read = samples(exposition.render(Resource({}), openmetrics=True))
+    assert read["x_size", frozenset()].value == 4
+    assert ("x_size_count", frozenset()) not in read
+
+
+def test_hostile_label_values_are_escaped(telemetry):
+    """Quotes, backslashes and line ends in a label value come back as they were, on one line."""
+    hostile = 'a"b\\c\nd'
+    catalogue.counter("hostile.test", attributes=("who",)).add(1, who=hostile)
+    text = telemetry.runtime.exposition.render(telemetry.runtime.resource, openmetrics=True)
+
+    assert samples(text)["hostile_test_total", frozenset({("who", hostile)})].value == 1
+
+
+def test_keys_that_fall_together_are_joined_and_values_written_plainly():
+    """`a.b` and `a_b` become one label with both values; flags, lists and huge numbers stay readable."""
+    registry = Registry()
+    exposition = Exposition(registry)
+    meter = MeterProvider(registry, Resource({})).get_meter("m")
+    meter.create_gauge("g").set(float("inf"), {"a.b": "1", "a_b": "2", "on": True, "list": ["x", "y"], "2nd": "z"})
+    meter.create_gauge("h").set(float("-inf"))
+
+    read = samples(exposition.render(Resource({}), openmetrics=True))
+    labels = frozenset({("a_b", "1;2"), ("on", "true"), ("list", '["x", "y"]'), ("_2nd", "z")})
+    assert read["g", labels].value == float("inf")
+    assert read["h", frozenset()].value == float("-inf")
+
+
+def test_an_exponential_reader_beside_it_does_not_break_the_scrape(telemetry):
+    """A reader that wants exponential histograms leaves /metrics with its explicit buckets."""
+    from opentelemetry.sdk.metrics import Histogram
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+    reader = InMemoryMetricReader(preferred_aggregation={Histogram: ExponentialBucketHistogramAggregation()})
+    telemetry.runtime.meter_provider.add_metric_reader(reader)
+    with measure("load"):
+        pass
+    text = telemetry.runtime.exposition.render(telemetry.runtime.resource, openmetrics=True)
+
+    assert samples(text)["operation_duration_seconds_count", frozenset({("operation_name", "load")})].value == 1
+    assert reader.get_metrics_data() is not None
+
+
+def test_counts_only_grow_between_scrapes(telemetry):
+    """Two scrapes of one process show a counter that grows by what happened between them."""
+    work = measure("load")
+    counts = []
+    for size in (2, 3):
+        for _ in range(size):
+            with work:
+                pass
+        text = telemetry.runtime.exposition.render(telemetry.runtime.resource, openmetrics=True)
+        counts.append(samples(text)["operation_duration_seconds_count", frozenset({("operation_name", "load")})].value)
+    assert counts == [2, 5]
