@@ -230,7 +230,7 @@ def _demo(options: argparse.Namespace) -> int:
                 f"page     {streak.url}/performance\nAPI      {streak.url}/api/performance\n"
                 f"metrics  {streak.url}/metrics\ndocs     {streak.url}/docs\nOTLP to  {where}"
             )
-            _say.print(addresses)
+            _say.print(addresses, soft_wrap=True)
             run = asyncio.run(_run(streak, push, secret, options))
             _say.print("stopping ...")
         summary = _summary(run, sink)
@@ -240,7 +240,7 @@ def _demo(options: argparse.Namespace) -> int:
         print(f"\nspans made {spans['made']}, delivered {spans['delivered']}, lost {spans['lost']}")
     complaints = _complaints(run, summary)
     for each in complaints:
-        _say.print(f"demo: {each}")
+        _say.print(f"demo: {each}", markup=False, soft_wrap=True)
     if options.json:
         print(json.dumps(summary), flush=True)
     return 1 if complaints else 0
@@ -268,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _demo(options)
     except DemoError as problem:
-        _say.print(f"demo: {problem}", markup=False)
+        _say.print(f"demo: {problem}", markup=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         with suppress(BrokenPipeError):

@@ -1,0 +1,1 @@
+"""Daily streaks: a small real service, measured by otel_perf."""

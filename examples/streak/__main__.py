@@ -1,0 +1,36 @@
+"""Runs the service: `python -m examples.streak --port 8000`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from fastapi import FastAPI
+
+from otel_perf import configure
+
+from .app import create_app
+from .serving import port_number, serve
+from .settings import BadSettingError
+
+
+def _make_app() -> FastAPI:
+    configure(service_name="streak")
+    return create_app()
+
+
+def _main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m examples.streak", description="Run the streak service.")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=port_number, default=8000)
+    options = parser.parse_args(argv)
+    try:
+        return serve(_make_app, "streak", host=options.host, port=options.port)
+    except BadSettingError as problem:
+        print(f"streak: {problem}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
