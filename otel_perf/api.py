@@ -8,7 +8,6 @@ from typing import Any
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace import sampling as stock_sampling
@@ -18,14 +17,17 @@ from otel_perf import conventions as c
 from otel_perf._version import __version__
 from otel_perf.insight import live
 from otel_perf.settings import Settings
-from otel_perf.telemetry import exporter, logs, runtime, transport
-from otel_perf.telemetry.meter import MeterProvider
+from otel_perf.telemetry import exporter, logs, runtime, sdk, transport
+from otel_perf.telemetry.exporter import MetricSender, SpanSender
+from otel_perf.telemetry.meter import MeterProvider, Readers
 from otel_perf.telemetry.mirror import Mirror
-from otel_perf.telemetry.pipeline import Pipeline, Ticker
+from otel_perf.telemetry.pipeline import Joined, Part, Pipeline, Ticker
 from otel_perf.telemetry.runtime import Runtime
-from otel_perf.telemetry.series import Registry
+from otel_perf.telemetry.series import Observe, Registry
 
 __all__ = ["configure", "flush", "shutdown"]
+
+_FOLD_EVERY_S = 1.0
 
 _log = logging.getLogger("otel_perf")
 
@@ -60,24 +62,25 @@ def configure(service_name: str | None = None, **settings: Any) -> Settings:
         SettingsError: for a setting that cannot be used; the message says what to do.
     """
     loaded = Settings.load(service_name=service_name, **settings)
+    transport.check(loaded)
     shutdown()
-    _registry.clear_cursors()
+    _registry.reset()
     guard.strict = loaded.strict
     if loaded.disabled:
         return loaded
-    _registry.reset()
     _registry.cardinality_limit = loaded.cardinality_limit
     resource = _resource(loaded)
-    tracer_provider, sender = _tracer_provider(loaded, resource)
-    meter_provider, metric_parts = _meter_provider(loaded, resource)
-    parts = [Ticker("fold", 1.0, _registry.fold_all), *metric_parts, *([sender] if sender else [])]
-    pipeline = Pipeline(parts, loaded.flush_timeout_s)
+    tracer_provider, span_part = _tracer_provider(loaded, resource)
+    meter_provider, metric_part = _meter_provider(loaded, resource)
+    parts: list[Part] = [part for part in (metric_part, span_part) if part is not None]
+    pipeline = Pipeline([*parts, Readers(meter_provider)], loaded.flush_timeout_s)
     made = Runtime(
         loaded, _registry, tracer_provider.get_tracer(c.SCOPE, __version__, c.SCHEMA_URL), pipeline,
-        tracer_provider=tracer_provider, meter_provider=meter_provider, resource=resource, sender=sender,
+        tracer_provider=tracer_provider, meter_provider=meter_provider, resource=resource,
+        sender=span_part if isinstance(span_part, SpanSender) else None,
     )  # fmt: skip
     pipeline.on_fork(lambda: _after_fork(made))
-    _observe_ourselves(made)
+    _observe_ourselves(made, metric_part)
     catalogue.attach(made)
     live.attach(made)
     runtime.install(made)
@@ -97,7 +100,6 @@ def shutdown(timeout_s: float | None = None) -> bool:
     if in_force is None:
         return True
     done = in_force.pipeline.shutdown(timeout_s)
-    in_force.meter_provider.shutdown()
     runtime.install(None)
     logs.correlate(False)
     return done
@@ -123,15 +125,15 @@ def _sampler(settings: Settings) -> stock_sampling.Sampler:
         "always_off": stock_sampling.ALWAYS_OFF,
         "traceidratio": ratio,
     }
-    kind, _, root = settings.sampler.rpartition("parentbased_")
-    return stock_sampling.ParentBased(roots[root]) if settings.sampler.startswith("parentbased_") else roots[root]
+    root = roots[settings.sampler.removeprefix("parentbased_")]
+    return stock_sampling.ParentBased(root) if settings.sampler.startswith("parentbased_") else root
 
 
-def _tracer_provider(settings: Settings, resource: Resource) -> tuple[trace.TracerProvider, Any]:
+def _tracer_provider(settings: Settings, resource: Resource) -> tuple[trace.TracerProvider, Part | None]:
     present = trace.get_tracer_provider()
     if not isinstance(present, trace.ProxyTracerProvider) and present not in _ours:
         _log.info("otel_perf: joined the application's own %s", type(present).__name__)
-        return present, None
+        return present, Joined(present)
     limits = SpanLimits(max_attribute_length=2048)
     made = TracerProvider(_sampler(settings), resource, shutdown_on_exit=False, span_limits=limits)
     made.add_span_processor(_Relay())
@@ -143,52 +145,62 @@ def _tracer_provider(settings: Settings, resource: Resource) -> tuple[trace.Trac
         return made, None
     exporter.quieten()
     make = transport.span_exporter(settings, endpoint)
-    return made, exporter.SpanSender(make, settings.queue_size, settings.span_interval_s)
+    return made, SpanSender(make, settings.queue_size, settings.span_interval_s)
 
 
-def _meter_provider(settings: Settings, resource: Resource) -> tuple[MeterProvider, list[Any]]:
+def _meter_provider(settings: Settings, resource: Resource) -> tuple[MeterProvider, Part]:
     made = MeterProvider(_registry, resource, settings.exemplars)
-    _ours.append(made)
     present = metrics.get_meter_provider()
-    if present in _ours:
-        pass
-    elif type(present).__name__ == "_ProxyMeterProvider":  # it has no public name
-        metrics.set_meter_provider(made)
-    else:
+    if not sdk.is_proxy(present) and present not in _ours:
         _log.info("otel_perf: metrics are passed on to the application's own %s", type(present).__name__)
-        _registry.cursor(Mirror(present).cell)
-        return made, []
+        mirror = Mirror(present)
+        _registry.cursor(mirror.cell)
+        return made, Joined(present, Ticker("fold", _FOLD_EVERY_S, lambda: _pass_on(mirror)))
+    _ours.append(made)
+    if sdk.is_proxy(present):
+        metrics.set_meter_provider(made)
     endpoint = transport.metrics_endpoint(settings)
     if not endpoint:
-        return made, []
+        return made, Ticker("fold", _FOLD_EVERY_S, _registry.fold_all)
     exporter.quieten()
-    sender = exporter.CountedMetrics(transport.metric_exporter(settings, endpoint))
-    reader = PeriodicExportingMetricReader(sender, export_interval_millis=settings.metric_interval_s * 1000)
-    made.add_metric_reader(reader)
-    return made, [exporter.MetricReaderPart(reader, sender)]
+    make = transport.metric_exporter(settings, endpoint)
+    return made, MetricSender(make, _registry, lambda: made.resource, settings.metric_interval_s)
 
 
-def _observe_ourselves(to: Runtime) -> None:
-    def errors() -> list[tuple[int, dict[str, str]]]:
-        return [(guard.errors, {})]
+def _pass_on(mirror: Mirror) -> None:
+    _registry.fold_all()
+    mirror.observe(_registry.instruments())
 
-    to.instrument(c.INTERNAL_ERRORS).observers.append(errors)
+
+def _observe_ourselves(to: Runtime, metric_part: Part) -> None:
     sender = to.sender
-    if sender is None:
-        return
-    observed: list[tuple[c.Metric, Any]] = [
-        (c.SPANS_MADE, lambda: [(sender.made, {})]),
-        (c.SPANS_DELIVERED, lambda: [(sender.delivered, {})]),
-        (c.DROPPED, lambda: [(n, {"signal": "traces", "reason": why}) for why, n in list(sender.lost.items())]),
-        (c.QUEUE_SIZE, lambda: [(sender.queued, {})]),
-        (c.QUEUE_CAPACITY, lambda: [(sender.capacity, {})]),
+    plain: dict[str, str] = {}
+
+    def dropped() -> list[tuple[int, dict[str, str]]]:
+        lost = [(n, {"signal": "traces", "reason": why}) for why, n in list(sender.lost.items())] if sender else []
+        if isinstance(metric_part, MetricSender):
+            lost.append((metric_part.lost, {"signal": "metrics", "reason": "export_failed"}))
+        return lost
+
+    observed: list[tuple[c.Metric, Observe]] = [
+        (c.INTERNAL_ERRORS, lambda: [(guard.errors, plain)]),
+        (c.DROPPED, dropped),
     ]
+    if sender is not None:
+        observed += [
+            (c.SPANS_MADE, lambda: [(sender.made, plain)]),
+            (c.SPANS_DELIVERED, lambda: [(sender.delivered, plain)]),
+            (c.QUEUE_SIZE, lambda: [(sender.queued, plain)]),
+            (c.QUEUE_CAPACITY, lambda: [(sender.capacity, plain)]),
+        ]
     for metric, observe in observed:
         to.instrument(metric).observers.append(observe)
 
 
 def _after_fork(of: Runtime) -> None:
     # The same objects start anew in place: libraries hold tracers and instruments of them.
-    _registry.reset()
+    _registry.after_fork()
     own_id = Resource({"service.instance.id": str(uuid.uuid4())})
     of.resource = of.meter_provider.resource = of.resource.merge(own_id)
+    if of.tracer_provider in _ours:
+        sdk.renew_resource(of.tracer_provider, own_id)

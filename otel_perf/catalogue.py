@@ -8,6 +8,7 @@ Handles may be made before `configure()`; until then nothing is recorded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from otel_perf.conventions import InstrumentKind, Metric
 from otel_perf.telemetry import runtime
 from otel_perf.telemetry.meter import sampled
 
-__all__ = ["CounterHandle", "GaugeHandle", "HistogramHandle", "attach", "counter", "gauge", "histogram"]
+__all__ = ["CounterHandle", "GaugeHandle", "HistogramHandle", "attach", "counter", "gauge", "histogram", "watch"]
 
 Number = int | float
 Observed = Number | Iterable[tuple[Number, Mapping[str, Any]]] | None
@@ -29,21 +30,28 @@ _observed: list[tuple[Metric, Callable[[], Observed]]] = []
 class _Handle:
     metric: Metric
 
-    def _record(self, value: Number, labels: Mapping[str, Any], *, exemplar: bool = False) -> None:
+    def _record(self, value: Number, labels: Mapping[str, Any]) -> None:
         in_force = runtime.current
         if in_force is None:
             return
         try:
-            unknown = labels.keys() - set(self.metric.attributes)
-            if unknown:
-                known = ", ".join(self.metric.attributes) or "none"
-                raise ValueError(
-                    f"metric {self.metric.name} has no attributes {sorted(unknown)}; declared are: {known}"
-                )
+            kind = self.metric.kind
+            _check(self.metric, value, labels)
             series = in_force.at(self.metric, tuple(labels.get(key) for key in self.metric.attributes))
-            series.record(sampled(value) if exemplar and in_force.exemplars else value)
+            series.record(sampled(value) if kind != "gauge" and in_force.exemplars else value)
         except Exception:
             guard.note(f"metric {self.metric.name}")
+
+
+def _check(metric: Metric, value: Number, labels: Mapping[str, Any]) -> None:
+    if math.isnan(value) or (math.isinf(value) and metric.kind != "gauge"):
+        raise ValueError(f"metric {metric.name} takes no {value}")
+    if value < 0 and metric.kind != "gauge":
+        raise ValueError(f"metric {metric.name} takes no value below 0, such as {value}; declare a gauge for those")
+    unknown = labels.keys() - metric.attributes
+    if unknown:
+        known = ", ".join(metric.attributes) or "none"
+        raise ValueError(f"metric {metric.name} has no attributes {sorted(unknown)}; declared are: {known}")
 
 
 class CounterHandle(_Handle):
@@ -52,9 +60,8 @@ class CounterHandle(_Handle):
     __slots__ = ()
 
     def add(self, amount: Number = 1, **labels: Any) -> None:
-        """Adds an amount of 0 or more; a negative one is left out."""
-        if amount >= 0:
-            self._record(amount, labels, exemplar=True)
+        """Adds an amount of 0 or more."""
+        self._record(amount, labels)
 
 
 class HistogramHandle(_Handle):
@@ -63,8 +70,8 @@ class HistogramHandle(_Handle):
     __slots__ = ()
 
     def record(self, value: Number, **labels: Any) -> None:
-        """Records one value, in the metric's unit."""
-        self._record(value, labels, exemplar=True)
+        """Records one value of 0 or more, in the metric's unit."""
+        self._record(value, labels)
 
 
 class GaugeHandle(_Handle):
@@ -78,7 +85,7 @@ class GaugeHandle(_Handle):
 
 
 def _declare(
-    name: str, unit: str, kind: InstrumentKind, attributes: Sequence[str], about: str, buckets: Sequence[float] = ()
+    name: str, kind: InstrumentKind, *, unit: str, attributes: Sequence[str], about: str, buckets: Sequence[float] = ()
 ) -> Metric:
     if list(buckets) != sorted(set(buckets)):
         raise ValueError(f"buckets of {name!r} must rise: {buckets!r}; sort them and remove equal ones")
@@ -88,29 +95,35 @@ def _declare(
 
 def counter(name: str, *, unit: str = "1", attributes: Sequence[str] = (), about: str = "") -> CounterHandle:
     """Declares a counter. `unit` is UCUM (`s`, `By`, `{streak}`), `attributes` are the labels that `add` takes."""
-    return CounterHandle(_declare(name, unit, "counter", attributes, about))
+    return CounterHandle(_declare(name, "counter", unit=unit, attributes=attributes, about=about))
 
 
 def histogram(
     name: str, *, unit: str = "s", attributes: Sequence[str] = (), about: str = "", buckets: Sequence[float] = ()
 ) -> HistogramHandle:
     """Declares a histogram; `buckets` are rising upper bounds in the metric's unit."""
-    return HistogramHandle(_declare(name, unit, "histogram", attributes, about, buckets))
+    return HistogramHandle(_declare(name, "histogram", unit=unit, attributes=attributes, about=about, buckets=buckets))
 
 
 def gauge(
     name: str, *, unit: str = "1", attributes: Sequence[str] = (), about: str = "",
     observe: Callable[[], Observed] | None = None,
 ) -> GaugeHandle:  # fmt: skip
-    """Declares a gauge: set it, or give `observe`, called at each collect, which answers a number or
-    `(number, labels)` pairs.
+    """Declares a gauge: set it, or give `observe`.
+
+    `observe` is called at each collect; it answers a number, `(number, labels)` pairs, or None for nothing to say.
     """
-    metric = _declare(name, unit, "gauge", attributes, about)
+    metric = _declare(name, "gauge", unit=unit, attributes=attributes, about=about)
     if observe is not None:
-        _observed.append((metric, observe))
-        if runtime.current is not None:
-            _attach(runtime.current, metric, observe)
+        watch(metric, observe)
     return GaugeHandle(metric)
+
+
+def watch(metric: Metric, observe: Callable[[], Observed]) -> None:
+    """Connects an observer to a metric, now and at each later `configure()`; it is for the life of the process."""
+    _observed.append((metric, observe))
+    if runtime.current is not None:
+        _attach(runtime.current, metric, observe)
 
 
 def _attach(to: runtime.Runtime, metric: Metric, observe: Callable[[], Observed]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar, cast
 
+from otel_perf import guard
 from otel_perf.handle import Measured
-from otel_perf.telemetry.operation import QUERY
+from otel_perf.telemetry.operation import QUERY, Operation
 
 __all__ = ["wrap"]
 
@@ -30,35 +31,41 @@ def wrap(client: T, system: str, methods: Mapping[str, str], collection: str | N
     for method in methods:
         if not callable(getattr(client, method, None)):
             known = [name for name in dir(client) if not name.startswith("_") and callable(getattr(client, name, None))]
-            raise AttributeError(f"{type(client).__name__} has no method {method!r}; it has: {', '.join(known)}")
+            message = f"{type(client).__name__} has no method {method!r}; it has: {', '.join(known)}"
+            raise AttributeError(message)  # noqa: TRY004  # a name that is missing, whatever is there instead
     measured = {name: _method(getattr(client, name), system, op, collection) for name, op in methods.items()}
-    return cast("T", _Measured(client, measured))
+    kind: type = type(client)
+    return cast("T", _stand_in(kind)(client, measured))
 
 
 def _method(method: Callable[..., Any], system: str, name: str, collection: str | None) -> Callable[..., Any]:
     span_name = f"{name} {collection}" if collection else name
     handle = Measured(QUERY, span_name, (system, name, collection))
-    if not inspect.iscoroutinefunction(method):
+    if inspect.iscoroutinefunction(method) or inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
+        return handle(method)
 
-        @functools.wraps(method)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            begun = handle.begin()
-            try:
-                answer = method(*args, **kwargs)
-            except BaseException as error:
-                begun.stop(error)
-                raise
-            if inspect.isawaitable(answer):  # a plain method that answers a coroutine
-                begun.deactivate()
-                return _finish(answer, begun)
-            begun.stop()
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        begun = handle.begin()
+        try:
+            answer = method(*args, **kwargs)
+        except BaseException as error:
+            begun.stop(error)
+            raise
+        if inspect.iscoroutine(answer):  # a plain method that answers a coroutine
+            begun.deactivate()
+            return _finish(answer, begun)
+        if hasattr(answer, "add_done_callback"):  # a future: its answer comes later, and it must stay what it is
+            begun.deactivate()
+            answer.add_done_callback(functools.partial(_done, begun))
             return answer
+        begun.stop()
+        return answer
 
-        return call
-    return handle(method)
+    return call
 
 
-async def _finish(answer: Any, begun: Any) -> Any:
+async def _finish(answer: Coroutine[Any, Any, Any], begun: Operation) -> Any:
     begun.activate()
     try:
         value = await answer
@@ -67,6 +74,15 @@ async def _finish(answer: Any, begun: Any) -> Any:
         raise
     begun.stop()
     return value
+
+
+def _done(begun: Operation, future: Any) -> None:
+    try:
+        if future.cancelled():
+            begun.fail("cancelled")
+        begun.stop(None if future.cancelled() else future.exception())
+    except Exception:
+        guard.note("the end of a future")
 
 
 class _Measured:
@@ -78,18 +94,50 @@ class _Measured:
         object.__setattr__(self, "_client", client)
         object.__setattr__(self, "_methods", methods)
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]  # so that isinstance checks see the client's own class
-        return type(object.__getattribute__(self, "_client"))
-
-    def __getattr__(self, name: str) -> Any:
+    def __getattribute__(self, name: str) -> Any:
         methods = object.__getattribute__(self, "_methods")
         if name in methods:
             return methods[name]
+        # `__class__` too, so that isinstance checks see the client's own class.
         return getattr(object.__getattribute__(self, "_client"), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(object.__getattribute__(self, "_client"), name, value)
 
+    def __delattr__(self, name: str) -> None:
+        delattr(object.__getattribute__(self, "_client"), name)
+
     def __repr__(self) -> str:
         return f"<measured {object.__getattribute__(self, '_client')!r}>"
+
+
+# What Python looks up on the class, not on the object: a client that is a context manager, a container or callable
+# stays one.
+_FORWARDED = (
+    "__aenter__", "__aexit__", "__aiter__", "__anext__", "__await__", "__bool__", "__call__", "__contains__",
+    "__delitem__", "__dir__", "__enter__", "__eq__", "__exit__", "__getitem__", "__hash__", "__iter__", "__len__",
+    "__next__", "__setitem__", "__str__",
+)  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def _stand_in(client: type) -> type[_Measured]:
+    """A class whose special methods are those that this class of clients has."""
+    forwarded = {name: _forward(name) for name in _FORWARDED if getattr(client, name, None) is not None}
+    return type(f"Measured{client.__name__}", (_Measured,), {"__slots__": (), **forwarded})
+
+
+def _forward(name: str) -> Callable[..., Any]:
+    def call(self: _Measured, *args: Any) -> Any:
+        methods = object.__getattribute__(self, "_methods")
+        client = object.__getattribute__(self, "_client")
+        answer = (methods.get(name) or getattr(client, name))(*args)
+        # `with client as c` often answers the client itself: that must be the measured one.
+        return self if answer is client else answer
+
+    async def enter(self: _Measured) -> Any:
+        client = object.__getattribute__(self, "_client")
+        answer = await client.__aenter__()
+        return self if answer is client else answer
+
+    return enter if name == "__aenter__" else call

@@ -6,6 +6,7 @@ at most once a minute for each place, and raised only when `strict` is on, which
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import time
@@ -34,7 +35,8 @@ def note(where: str) -> None:
     now = time.monotonic()
     if now - _last_logged.get(where, -_LOG_EVERY_S) >= _LOG_EVERY_S:
         _last_logged[where] = now
-        _log.warning("otel_perf: a fault in %s was kept from the application", where, exc_info=True)
+        with contextlib.suppress(Exception):  # a log filter of the application's may fail as well
+            _log.warning("otel_perf: a fault in %s was kept from the application", where, exc_info=True)
 
 
 def safe(where: str, fallback: R) -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -61,7 +61,7 @@ class Measured:
                 self._open.remove(mine)
                 return mine
             mine = mine.parent
-        return self._open.pop()  # before configure(), or left in another context than it was entered in
+        return self._open.pop()  # left in another context than it was entered in
 
     def __call__(self, function: F) -> F:
         """Decorates a function, coroutine function, generator function or async generator function.
@@ -69,14 +69,20 @@ class Measured:
         Raises:
             TypeError: for a class, a `staticmethod` object or anything else that is no function.
         """
-        if isinstance(function, type) or not callable(function) or isinstance(function, (staticmethod, classmethod)):
-            what = "a class" if isinstance(function, type) else f"a {type(function).__name__} object"
-            raise TypeError(f"measure cannot decorate {what}: put it on the function itself, below other decorators")
+        given: object = function
+        if isinstance(given, (type, staticmethod, classmethod)) or not callable(given):
+            raise TypeError(
+                f"measure cannot decorate {_what(function)}: put it on the function itself, below the others"
+            )
         return cast("F", _wrap(self if self._name is not None else self._named_after(function), function))
 
     def _named_after(self, function: Callable[..., Any]) -> Measured:
         name = _qualified_name(function)
         return Measured(self._kind, name, (name, *self._labels[1:]), {c.CODE_FUNCTION: name, **self._attributes})
+
+
+def _what(given: object) -> str:
+    return "a class" if isinstance(given, type) else f"a {type(given).__name__} object"
 
 
 def _qualified_name(function: Callable[..., Any]) -> str:
@@ -87,25 +93,50 @@ def _qualified_name(function: Callable[..., Any]) -> str:
 
 
 def _wrap(measured: Measured, function: Callable[..., Any]) -> Callable[..., Any]:
-    if inspect.isasyncgenfunction(function):
+    code = _code(function)
+    if inspect.isasyncgenfunction(code):
         return _wrap_async_generator(measured, function)
-    if inspect.isgeneratorfunction(function):
+    if inspect.isgeneratorfunction(code):
         return _wrap_generator(measured, function)
-    if inspect.iscoroutinefunction(function):
-
-        @functools.wraps(function)
-        async def coroutine(*args: Any, **kwargs: Any) -> Any:
-            with measured:
-                return await function(*args, **kwargs)
-
-        return coroutine
+    if inspect.iscoroutinefunction(code):
+        return _wrap_coroutine(measured, function)
 
     @functools.wraps(function)
     def plain(*args: Any, **kwargs: Any) -> Any:
-        with measured:
-            return function(*args, **kwargs)
+        begun = measured.begin()
+        try:
+            answer = function(*args, **kwargs)
+        except BaseException as error:
+            begun.stop(error)
+            raise
+        begun.stop()
+        return answer
 
     return plain
+
+
+def _code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function whose kind decides: of a partial the function in it, of a callable object its `__call__`."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if inspect.isroutine(function) or inspect.isclass(function):
+        return function
+    return type(function).__call__
+
+
+def _wrap_coroutine(measured: Measured, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    async def coroutine(*args: Any, **kwargs: Any) -> Any:
+        begun = measured.begin()
+        try:
+            answer = await function(*args, **kwargs)
+        except BaseException as error:
+            begun.stop(error)
+            raise
+        begun.stop()
+        return answer
+
+    return coroutine
 
 
 def _wrap_generator(measured: Measured, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -130,7 +161,11 @@ def _wrap_generator(measured: Measured, function: Callable[..., Any]) -> Callabl
                 try:
                     sent, thrown = (yield item), None
                 except GeneratorExit:
-                    source.close()
+                    begun.activate()
+                    try:
+                        source.close()
+                    finally:
+                        begun.deactivate()
                     raise
                 except BaseException as error:
                     sent, thrown = None, error
@@ -165,7 +200,11 @@ def _wrap_async_generator(measured: Measured, function: Callable[..., Any]) -> C
                 try:
                     sent, thrown = (yield item), None
                 except GeneratorExit:
-                    await source.aclose()
+                    begun.activate()
+                    try:
+                        await source.aclose()
+                    finally:
+                        begun.deactivate()
                     raise
                 except BaseException as error:
                     sent, thrown = None, error

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
 __all__ = ["Job", "declare", "declared"]
 
+# As many as a metric has series: names made up at run time must not fill the memory.
+_MAX_JOBS = 2000
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -29,7 +32,9 @@ def declare(name: str, every: str | float | None = None) -> Job:
     """
     job = _jobs.get(name)
     if job is None or every is not None:
-        job = _jobs[name] = Job(name, None if every is None else _duration_s(name, every))
+        job = Job(name, None if every is None else _duration_s(name, every))
+        if name in _jobs or len(_jobs) < _MAX_JOBS:
+            _jobs[name] = job
     return job
 
 
@@ -44,6 +49,6 @@ def _duration_s(name: str, every: str | float) -> float:
         seconds = float(found[1]) * _UNITS_S[found[2]] if found else 0.0
     else:
         seconds = float(every)
-    if seconds <= 0:
+    if not 0 < seconds < math.inf:
         raise ValueError(f"every of job {name!r} is {every!r}: give seconds, or a duration such as '30s', '15m', '1d'")
     return seconds

@@ -10,6 +10,7 @@ All of it is sugar over `otel_perf.telemetry.operation`: there is one timing loo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, overload
 
@@ -77,10 +78,7 @@ class Measure:
         if in_force is None:
             return
         try:
-            value = sampled(seconds) if in_force.exemplars else seconds
-            in_force.at(c.STEP_DURATION, (name, category, None)).record(value)
-            if items:
-                in_force.at(c.STEP_ITEM_COUNT, (name, category)).record(items)
+            _add_step(in_force, name, category, seconds, items)
         except Exception:
             guard.note("measure.record")
 
@@ -93,6 +91,15 @@ class Measure:
     ) -> strategy.Strategy:
         """Declares a cache strategy: keys that match `pattern` (`user:profile:*`) are counted under its name."""
         return strategy.declare(name, pattern, ttl_s=ttl_s, expected_hit_rate=expected_hit_rate)
+
+
+def _add_step(in_force: runtime.Runtime, name: str, category: str | None, seconds: float, items: int | None) -> None:
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"seconds of {name!r} is {seconds}: give a duration of 0 or more")
+    value = sampled(seconds) if in_force.exemplars else seconds
+    in_force.at(c.STEP_DURATION, (name, category, None)).record(value)
+    if items and items > 0:
+        in_force.at(c.STEP_ITEM_COUNT, (name, category)).record(items)
 
 
 measure = Measure()

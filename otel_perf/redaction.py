@@ -1,34 +1,92 @@
-"""What must not leave the process, removed where the value enters: pure functions and a table from key to redactor."""
+"""What must not leave the process, removed where the value enters: pure functions and a table from key to redactor.
+
+None of them raises, each reads a bounded part of its input in one pass, and doing it twice changes nothing. Where a
+text can be read in two ways (a backslash before a quote, a quote that never ends), what follows is masked as a whole.
+"""
 
 from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import quote, unquote_plus, urlsplit, urlunsplit
 
-from sqlparse import lexer
-from sqlparse import tokens as T
-
 from otel_perf import conventions as c
+from otel_perf import statements
 
-__all__ = ["MASK", "TABLE", "Statement", "exception", "query_string", "redact", "redis_command", "sql", "text", "url"]
+__all__ = [
+    "MASK",
+    "MAX_LENGTH",
+    "TABLE",
+    "Statement",
+    "exception",
+    "exception_type",
+    "message",
+    "query_string",
+    "redact",
+    "redis_command",
+    "sql",
+    "text",
+    "url",
+]
 
 MASK = "REDACTED"
 MAX_LENGTH = 2048
 _MAX_SQL = 16_384  # longer statements are cut before they are read, so that one call stays cheap
+_STACK_DEPTH = 30
 
-# Controls would let a hostile name write to a terminal or split a log line.
-_CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
-# Quoted text, numbers of three digits and more, mail addresses, and what follows key=, token: and the like.
-_IN_TEXT = re.compile(
-    r"""(?P<quoted>'(?:[^'\\]|\\.|'')*'|"(?:[^"\\]|\\.)*")|(?P<mail>[\w.+-]+@[\w-]+\.[\w.-]+)"""
-    r"""|(?P<key>\b(?:pass(?:word|wd)?|secret|token|api[_-]?key|authorization|bearer|cookie|session)\b\s*[=:]?\s*)\S+"""
-    r"""|(?P<number>\b\d{3,}\b)""",
-    re.IGNORECASE,
-)
+# Controls and writing-direction marks would let a hostile name write to a terminal or split a log line; half a
+# surrogate pair cannot be encoded at all and would cost a whole batch.
+_CONTROLS = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def text(value: str, limit: int = MAX_LENGTH) -> str:
+    """Plain text without control characters, cut at `limit` characters."""
+    if len(value) > limit:
+        value = value[:limit]
+    return value if value.isprintable() else _CONTROLS.sub(" ", value)
+
+
+# Addresses ------------------------------------------------------------------------------------------------------------
+
+
+def query_string(value: str, limit: int = MAX_LENGTH) -> str:
+    """A URL query whose keys stay and whose values are masked: `?page=2` says `page=REDACTED`.
+
+    What is over the limit is left out pair by pair.
+    """
+    parts: list[str] = []
+    for part in value[:MAX_LENGTH].split("&"):
+        key, equals, _ = part.partition("=")
+        if equals:
+            key = quote(unquote_plus(key), safe="[]._-", errors="replace")
+            part = f"{key}={MASK}"  # noqa: PLW2901  # what was read is not needed any more
+        elif part:
+            part = MASK  # noqa: PLW2901
+        limit -= len(part) + 1
+        if limit < -1:
+            break
+        parts.append(part)
+    return "&".join(parts)
+
+
+def url(value: str) -> str:
+    """A URL without user information, query values and fragment."""
+    try:
+        parts = urlsplit(_CONTROLS.sub(" ", value[:MAX_LENGTH]).strip())
+        host = parts.hostname or ""
+        host = f"[{host}]" if ":" in host else host
+        netloc = host if parts.port is None else f"{host}:{parts.port}"
+        plain = urlunsplit((parts.scheme, netloc, parts.path, "", ""))
+    except ValueError:
+        return MASK
+    masked = query_string(parts.query, MAX_LENGTH - len(plain) - 1)
+    return text(f"{plain}?{masked}" if masked else plain)
+
+
+# SQL ------------------------------------------------------------------------------------------------------------------
 
 
 class Statement(NamedTuple):
@@ -44,86 +102,67 @@ class Statement(NamedTuple):
         return " ".join(part for part in (self.operation, self.collection) if part) or "SQL"
 
 
-def text(value: str, limit: int = MAX_LENGTH) -> str:
-    """Plain text without control characters, cut at `limit` characters."""
-    if len(value) > limit:
-        value = value[:limit]
-    return value if value.isprintable() else _CONTROLS.sub(" ", value)
-
-
-def query_string(value: str) -> str:
-    """A URL query whose keys stay and whose values are masked: `?page=2` says `page=REDACTED`."""
-    parts = []
-    for part in value[:MAX_LENGTH].split("&"):
-        key, equals, _ = part.partition("=")
-        parts.append(f"{quote(unquote_plus(key), safe='[]._-')}={MASK}" if equals else MASK if part else "")
-    return "&".join(parts)
-
-
-def url(value: str) -> str:
-    """A URL without user information, query values and fragment."""
-    try:
-        parts = urlsplit(value[:MAX_LENGTH])
-        host = parts.hostname or ""
-        netloc = f"{host}:{parts.port}" if parts.port else host
-    except ValueError:
-        return MASK
-    return text(urlunsplit((parts.scheme, netloc, parts.path, query_string(parts.query), "")))
+def sql(statement: str) -> Statement:
+    """A SQL statement with its literals masked, its comments removed and its operation and table found."""
+    return _sql(statement[:_MAX_SQL])
 
 
 @lru_cache(maxsize=2048)
-def sql(statement: str) -> Statement:
-    """A SQL statement with its literals masked, its comments removed and its operation and table found.
+def _sql(statement: str) -> Statement:
+    body, operation, table = statements.read(statement, MAX_LENGTH)
+    return Statement(text(body), operation and operation[:64], table and text(table, 128))
 
-    Tokens come from sqlparse's lexer, which is linear in the length of the statement.
-    """
-    words: list[str] = []
-    operation: str | None = None
-    collection: str | None = None
-    wants_table = False
-    for kind, value in lexer.tokenize(statement[:_MAX_SQL]):
-        if kind in T.Comment:
-            words.append(" ")
-        elif kind in T.Literal and kind not in T.Literal.String.Symbol:
-            words.append("?")
-        elif kind in T.Whitespace:
-            words.append(" ")
-        else:
-            words.append(value)
-            if operation is None and (kind in T.Keyword or kind in T.Name):
-                operation = value.upper()
-                wants_table = operation in {"UPDATE", "TRUNCATE"}
-            elif collection is None and kind in T.Keyword and value.upper() in {"FROM", "INTO", "TABLE", "JOIN"}:
-                wants_table = True
-            elif wants_table and (kind in T.Name or kind in T.Literal.String.Symbol or kind in T.Keyword):
-                if value.upper() not in {"IF", "NOT", "EXISTS", "ONLY", "SELECT"}:
-                    collection, wants_table = value.strip('"`[]')[:128], False
-    body = re.sub(r"\s+", " ", "".join(words)).strip()
-    body = re.sub(r"\(\s*\?(?:\s*,\s*\?)+\s*\)", "(?)", body)
-    return Statement(text(body), operation, collection)
+
+# Redis ----------------------------------------------------------------------------------------------------------------
 
 
 def redis_command(*args: object) -> str:
     """A Redis command whose name stays and whose arguments are masked: `SET ? ?`."""
     if not args:
         return ""
-    name = str(args[0].decode("latin-1") if isinstance(args[0], bytes) else args[0])
+    name = args[0].decode("latin-1") if isinstance(args[0], bytes) else _str(args[0])
     return " ".join([text(name, 64), *(["?"] * min(len(args) - 1, 8))])
+
+
+# Errors ---------------------------------------------------------------------------------------------------------------
+
+# What is masked in free text. Each alternative begins only where a word or a quoted text begins, and succeeds or fails
+# in one pass over it, so the whole is linear.
+_QUOTED = r"""(?<!\w)[bBrRuUfF]?'(?:[^'\\]|\\[\s\S]?|'(?=\w))*(?:'|\Z)|"(?:[^"\\]|\\[\s\S]?)*(?:"|\Z)"""
+_IN_TEXT = re.compile(
+    rf"""(?P<quoted>{_QUOTED})"""
+    r"""|(?P<url>(?<!\w)\w{2,16}://[^\s'"<>]+)"""
+    rf"""|(?P<key>(?<![\w-])[\w-]*?(?:pass(?:word|wd|phrase)?|secret|token|api[_-]?key|authorization|bearer|cookie"""
+    rf"""|session|credential)[\w-]*\s*(?:[=:]\s*)?(?:(?:bearer|basic|digest)\s+)?)(?:{_QUOTED}|\S+)"""
+    r"""|(?P<row>\)=\(|Failing\srow\scontains\s\()[\s\S]*"""
+    r"""|(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)*"""
+    r"""|(?<![\w-])(?=[\w-]*\d)[\w-]{20,}"""
+    r"""|\b\d{3,}\b""",
+    re.IGNORECASE,
+)
+# Where database drivers repeat values unquoted.
+_REPEATED = re.compile(r"\[SQL:|\[parameters:|\nDETAIL:|\nLINE \d|\nCONTEXT:|(?<=for query argument )\$\d+:")
 
 
 def message(value: str) -> str:
     """The text of an error without quoted values, numbers, addresses and secrets.
 
-    What follows SQLAlchemy's `[SQL: ...]` and `[parameters: ...]` is left out.
+    Where database drivers repeat values unquoted, the rest is left out: SQLAlchemy's `[SQL: ...]` and
+    `[parameters: ...]`, PostgreSQL's details and quoted lines, asyncpg's arguments, the command of a Redis pipeline.
     """
-    value = value[:MAX_LENGTH].split("[SQL:", 1)[0].split("[parameters:", 1)[0].rstrip()
+    if value.startswith("Command # "):
+        _, found_cause, cause = value.rpartition(" of pipeline caused error: ")
+        value = f"Command of pipeline caused error: {cause if found_cause else ''}"
+    value = _REPEATED.split(value[:MAX_LENGTH], maxsplit=1)[0].rstrip()
+    return text(_IN_TEXT.sub(_masked, value))
 
-    def mask(found: re.Match[str]) -> str:
-        if found["key"]:
-            return f"{found['key']}{MASK}"
-        return "?"
 
-    return text(_IN_TEXT.sub(mask, value))
+def _masked(found: re.Match[str]) -> str:
+    if found["key"] is not None:
+        return f"{found['key']}{MASK}"
+    if found["url"] is not None:
+        return url(found["url"])
+    return f"{found['row']}?)" if found["row"] is not None else "?"
 
 
 def exception_type(error: BaseException) -> str:
@@ -137,18 +176,40 @@ def exception(error: BaseException) -> dict[str, str]:
 
     Source lines can hold literals, and reading them costs file access.
     """
-    steps = list(traceback.walk_tb(error.__traceback__))[-30:]
+    steps = list(traceback.walk_tb(error.__traceback__))[-_STACK_DEPTH:]
     frames = [f'File "{f.f_code.co_filename}", line {line}, in {f.f_code.co_name}\n' for f, line in steps]
     return {
         c.EXCEPTION_TYPE: exception_type(error),
-        c.EXCEPTION_MESSAGE: message(str(error)),
+        c.EXCEPTION_MESSAGE: message(_str(error)),
         c.EXCEPTION_STACKTRACE: "".join(frames)[-MAX_LENGTH:],
     }
+
+
+def _str(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # somebody's `__str__` fails, which is no fault of ours
+        return f"<{type(value).__qualname__}>"
+
+
+# The table ------------------------------------------------------------------------------------------------------------
 
 
 def _sql_text(value: str) -> str:
     return sql(value).text
 
+
+def _path(value: str) -> str:
+    return value.split("?", 1)[0]
+
+
+def _hidden(_: str) -> str:
+    return MASK
+
+
+_SECRET_HEADERS = (
+    "authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key", "x-auth-token", "x-csrf-token",
+)  # fmt: skip
 
 TABLE: dict[str, Callable[[str], str]] = {
     c.URL_QUERY: query_string,
@@ -156,17 +217,23 @@ TABLE: dict[str, Callable[[str], str]] = {
     c.DB_QUERY_TEXT: _sql_text,
     c.EXCEPTION_MESSAGE: message,
     "http.url": url,
-    "http.target": lambda value: value.split("?", 1)[0],
+    "http.target": _path,
     "db.statement": _sql_text,
+    **{f"http.{side}.header.{name}": _hidden for name in _SECRET_HEADERS for side in ("request", "response")},
 }
 
 
-def redact(attributes: dict[str, object]) -> dict[str, object]:
+def redact(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes with every value that the table knows redacted and every string cut to its limit."""
-    clean: dict[str, object] = {}
+    clean: dict[str, Any] = {}
     for key, value in attributes.items():
         if isinstance(value, str):
             redactor = TABLE.get(key)
-            value = text(redactor(value) if redactor is not None else value)
-        clean[key] = value
+            clean[key] = text(redactor(value) if redactor is not None else value)
+        elif isinstance(value, (list, tuple)):
+            items = cast("Sequence[object]", value)
+            redactor = TABLE.get(key, text)
+            clean[key] = [text(redactor(item)) if isinstance(item, str) else item for item in items]
+        else:
+            clean[key] = value
     return clean

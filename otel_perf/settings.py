@@ -8,15 +8,20 @@ A bad value raises `SettingsError`, which names the setting, the value and the r
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from typing import Any, cast
 
-__all__ = ["Settings", "SettingsError", "reference_table"]
+from otel_perf import values
+
+__all__ = ["Settings", "SettingsError", "opted_in", "reference_table"]
+
+_toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 _SAMPLERS = (
     "always_on", "always_off", "traceidratio", "parentbased_always_on", "parentbased_always_off",
@@ -26,82 +31,6 @@ _SAMPLERS = (
 
 class SettingsError(ValueError):
     """A setting has a value that cannot be used; the message names it and says what to do."""
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError("expected text")
-    return value
-
-
-def _flag(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    known = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-    try:
-        return known[str(value).strip().lower()]
-    except KeyError:
-        raise ValueError("expected true or false") from None
-
-
-def _number(low: float, high: float) -> Callable[[object], float]:
-    def parse(value: object) -> float:
-        number = float(str(value))
-        if not low <= number <= high:
-            raise ValueError(f"expected a number from {low:g} to {high:g}")
-        return number
-
-    return parse
-
-
-def _whole(low: int, high: int) -> Callable[[object], int]:
-    def parse(value: object) -> int:
-        number = int(str(value))
-        if not low <= number <= high:
-            raise ValueError(f"expected a whole number from {low} to {high}")
-        return number
-
-    return parse
-
-
-def _choice(*choices: str) -> Callable[[object], str]:
-    def parse(value: object) -> str:
-        chosen = str(value).strip().lower()
-        if chosen not in choices:
-            raise ValueError(f"expected one of {', '.join(choices)}")
-        return chosen
-
-    return parse
-
-
-def _address(value: object) -> str:
-    address = str(value).strip()
-    parts = urlsplit(address)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError("expected an absolute address such as http://localhost:4318")
-    _ = parts.port  # raises ValueError for a port that is not a number
-    return address.rstrip("/")
-
-
-def _list(value: object) -> tuple[str, ...]:
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
-        raise ValueError("expected a list, or text parted by commas")
-    return tuple(part.strip() for part in parts if part.strip())
-
-
-def _pairs(value: object) -> dict[str, str]:
-    if isinstance(value, Mapping):
-        return {str(key): str(item) for key, item in value.items()}
-    pairs: dict[str, str] = {}
-    for part in str(value).split(","):
-        if not part.strip():
-            continue
-        key, equals, item = part.partition("=")
-        if not equals or not key.strip():
-            raise ValueError("expected key=value pairs parted by commas")
-        pairs[unquote(key.strip())] = unquote(item.strip())
-    return pairs
 
 
 def _setting(
@@ -120,113 +49,127 @@ class Settings:
     """Everything that can be configured. `Settings.load()` reads it from its sources; see `docs/settings.md`."""
 
     service_name: str = _setting(
-        _text, "Name of the service on every span and metric.", default="unknown_service", standard="OTEL_SERVICE_NAME"
+        values.text,
+        "Name of the service on every span and metric.",
+        default="unknown_service",
+        standard="OTEL_SERVICE_NAME",
     )
-    service_version: str | None = _setting(_text, "Version of the service (`service.version`).", default=None)
+    service_version: str | None = _setting(values.text, "Version of the service (`service.version`).", default=None)
     environment: str | None = _setting(
-        _text, "Where it runs (`deployment.environment.name`): production, staging, ...", default=None
+        values.text, "Where it runs (`deployment.environment.name`): production, staging, ...", default=None
     )
     resource_attributes: Mapping[str, str] = _setting(
-        _pairs, "More resource attributes, as key=value pairs.", factory=dict, standard="OTEL_RESOURCE_ATTRIBUTES"
+        values.pairs, "More resource attributes, as key=value pairs.", factory=dict, standard="OTEL_RESOURCE_ATTRIBUTES"
     )
     disabled: bool = _setting(
-        _flag, "Switches otel_perf off: nothing is measured.", default=False, standard="OTEL_SDK_DISABLED"
+        values.flag, "Switches otel_perf off: nothing is measured.", default=False, standard="OTEL_SDK_DISABLED"
     )
     endpoint: str | None = _setting(
-        _address,
+        values.address,
         "Where spans and metrics are sent by OTLP; unset, nothing is sent.",
         default=None,
         standard="OTEL_EXPORTER_OTLP_ENDPOINT",
     )
     traces_endpoint: str | None = _setting(
-        _address,
+        values.address,
         "Whole address for spans where it differs from `endpoint`.",
         default=None,
         standard="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     )
     metrics_endpoint: str | None = _setting(
-        _address,
+        values.address,
         "Whole address for metrics where it differs from `endpoint`.",
         default=None,
         standard="OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
     )
     protocol: str = _setting(
-        _choice("http/protobuf", "grpc"),
+        values.choice("http/protobuf", "grpc"),
         "OTLP transport; `grpc` needs the extra `grpc`.",
         default="http/protobuf",
         standard="OTEL_EXPORTER_OTLP_PROTOCOL",
     )
     headers: Mapping[str, str] = _setting(
-        _pairs,
+        values.pairs,
         "Headers sent with each export, as key=value pairs.",
         factory=dict,
         standard="OTEL_EXPORTER_OTLP_HEADERS",
         secret=True,
     )
     compression: str = _setting(
-        _choice("none", "gzip"), "Compression of exports.", default="gzip", standard="OTEL_EXPORTER_OTLP_COMPRESSION"
+        values.choice("none", "gzip"),
+        "Compression of exports.",
+        default="gzip",
+        standard="OTEL_EXPORTER_OTLP_COMPRESSION",
     )
     export_timeout_s: float = _setting(
-        _number(0.1, 300),
+        values.number(0.1, 300),
         "Longest time for one export, retries included.",
         default=10.0,
         standard="OTEL_EXPORTER_OTLP_TIMEOUT",
     )
     metric_interval_s: float = _setting(
-        _number(0.1, 3600),
+        values.number(0.1, 3600),
         "Time between two exports of metrics.",
         default=10.0,
         standard="OTEL_METRIC_EXPORT_INTERVAL",
         scale=0.001,
     )
     span_interval_s: float = _setting(
-        _number(0.05, 60),
+        values.number(0.05, 60),
         "Longest time that an ended span waits to be sent.",
         default=1.0,
         standard="OTEL_BSP_SCHEDULE_DELAY",
         scale=0.001,
     )
     queue_size: int = _setting(
-        _whole(64, 1_000_000),
+        values.whole(64, 1_000_000),
         "Spans that can wait to be sent; more are dropped and counted.",
         default=4096,
         standard="OTEL_BSP_MAX_QUEUE_SIZE",
     )
-    flush_timeout_s: float = _setting(_number(0.1, 300), "Longest time for the flush at exit, all in all.", default=5.0)
+    flush_timeout_s: float = _setting(
+        values.number(0.1, 300), "Longest time for the flush at exit, all in all.", default=5.0
+    )
     sampler: str = _setting(
-        _choice(*_SAMPLERS),
+        values.choice(*_SAMPLERS),
         "Which traces are recorded.",
         default="parentbased_always_on",
         standard="OTEL_TRACES_SAMPLER",
     )
     sample_ratio: float = _setting(
-        _number(0, 1),
+        values.number(0, 1),
         "Share of traces that the ratio samplers record.",
         default=1.0,
         standard="OTEL_TRACES_SAMPLER_ARG",
     )
-    exemplars: bool = _setting(_flag, "Metrics carry example trace ids.", default=True)
+    exemplars: bool = _setting(values.flag, "Metrics carry example trace ids.", default=True)
     cardinality_limit: int = _setting(
-        _whole(10, 1_000_000), "Series per metric; what is beyond goes into one overflow series.", default=2000
+        values.whole(10, 1_000_000), "Series per metric; what is beyond goes into one overflow series.", default=2000
     )
-    slow_query_s: float = _setting(_number(0.01, 60), "From this duration on a query counts as slow.", default=0.2)
+    slow_query_s: float = _setting(
+        values.number(0.01, 60), "From this duration on a query counts as slow.", default=0.2
+    )
     excluded_routes: tuple[str, ...] = _setting(
-        _list,
+        values.words,
         "Paths that are not measured; `*` stands for any text.",
         default=(
             "/metrics", "/performance", "/performance/*", "/api/performance", "/api/performance/*",
             "/health", "/healthz", "/livez", "/readyz", "/api/health",
         ),
     )  # fmt: skip
-    log_correlation: bool = _setting(_flag, "Log records carry `request_id`, `trace_id` and `span_id`.", default=True)
-    trace_response: bool = _setting(_flag, "Responses carry the W3C `traceresponse` header.", default=True)
+    log_correlation: bool = _setting(
+        values.flag, "Log records carry `request_id`, `trace_id` and `span_id`.", default=True
+    )
+    trace_response: bool = _setting(values.flag, "Responses carry the W3C `traceresponse` header.", default=True)
     access_token: str | None = _setting(
-        _text,
+        values.text,
         "Bearer token that lets others than loopback clients read /performance and /metrics.",
         default=None,
         secret=True,
     )
-    strict: bool = _setting(_flag, "Raises otel_perf's own faults instead of keeping them from the app.", default=False)
+    strict: bool = _setting(
+        values.flag, "Raises otel_perf's own faults instead of keeping them from the app.", default=False
+    )
 
     @classmethod
     def load(cls, **arguments: object) -> Settings:
@@ -243,13 +186,13 @@ class Settings:
                     close = difflib.get_close_matches(name, names, n=1)
                     hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(names)}"
                     raise SettingsError(f"{where} has no setting {name!r}{hint}")
-        values: dict[str, object] = {}
+        found_values: dict[str, object] = {}
         for each in fields(cls):
             found = _find(each.name, each.metadata["standard"], arguments, table)
             if found is not None:
                 value, source = found
-                values[each.name] = _parse(each, value, source)
-        return cls(**values)  # type: ignore[arg-type]  # parsed above, field by field
+                found_values[each.name] = _parse(each, value, source)
+        return cls(**found_values)  # type: ignore[arg-type]  # parsed above, field by field
 
     @property
     def sends(self) -> bool:
@@ -257,35 +200,53 @@ class Settings:
         return bool(self.endpoint or self.traces_endpoint or self.metrics_endpoint)
 
 
-def _pyproject_table() -> Mapping[str, object]:
-    path = Path("pyproject.toml")
+@contextmanager
+def opted_in(convention: str) -> Generator[None, None, None]:
+    """Opts into stable semantic conventions for the length of the block: upstream reads the variable at first use."""
+    name = "OTEL_SEMCONV_STABILITY_OPT_IN"
+    before = os.environ.get(name)
+    chosen = [part.strip() for part in (before or "").split(",") if part.strip()]
+    if convention not in chosen and f"{convention}/dup" not in chosen:
+        chosen.append(convention)
+    os.environ[name] = ",".join(chosen)
     try:
-        source = path.read_text(encoding="utf-8")
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
+
+
+def _pyproject_table() -> Mapping[str, object]:
+    try:
+        source = Path("pyproject.toml").read_bytes()
     except OSError:
         return {}
-    if "otel_perf" not in source:
+    if b"otel_perf" not in source:
         return {}
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        table = tomllib.loads(source).get("tool", {}).get("otel_perf", {})
-    except tomllib.TOMLDecodeError as error:
+        whole: Any = _toml.loads(source.decode("utf-8"))
+    except ValueError as error:  # also what is no UTF-8
         raise SettingsError(f"pyproject.toml cannot be read: {error}") from error
-    if not isinstance(table, Mapping):
+    tools: Any = whole.get("tool")
+    try:
+        table: object = tools.get("otel_perf", {})
+    except AttributeError:  # there are none
+        return {}
+    if not isinstance(table, dict):
         raise SettingsError("[tool.otel_perf] in pyproject.toml must be a table")
-    return table
+    return cast("Mapping[str, object]", table)
 
 
 def _find(
     name: str, standard: str | None, arguments: Mapping[str, object], table: Mapping[str, object]
 ) -> tuple[object, str] | None:
-    if arguments.get(name) is not None:
+    if arguments.get(name) is not None and arguments[name] != "":
         return arguments[name], name
     own = f"OTEL_PERF_{name.upper()}"
     for variable in (own, standard):
-        # The specification wants an empty variable to count as unset.
+        # The specification wants an empty variable to count as unset; an empty argument often comes from one.
         if variable and os.environ.get(variable, "").strip():
             return os.environ[variable], variable
     if name in table:
@@ -294,7 +255,8 @@ def _find(
 
 
 def _parse(each: Any, value: object, source: str) -> object:
-    shown = "(hidden)" if each.metadata["secret"] else repr(value)
+    hidden = each.metadata["secret"] or "@" in str(value)  # an address may have a password in it
+    shown = "(hidden)" if hidden else repr(value)
     try:
         if source == each.metadata["standard"] and each.metadata["scale"] != 1:
             value = float(str(value)) * each.metadata["scale"]
@@ -311,7 +273,7 @@ def _shown_default(each: Any) -> str:
     if default is None or default == "":
         return ""
     if isinstance(default, tuple):
-        return "`" + ",".join(default) + "`"
+        return "`" + ",".join(cast("tuple[str, ...]", default)) + "`"
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -62,6 +63,10 @@ class Integration:
         """Whether its library can be imported."""
         return importlib.util.find_spec(self.requires) is not None
 
+    def loaded(self) -> bool:
+        """Whether its library was imported, without which there can be no object of it."""
+        return self.requires in sys.modules or self.requires in sys.stdlib_module_names
+
     def load(self) -> Any:
         """The adapting module."""
         return importlib.import_module(f"otel_perf.integrations.{self.name}")
@@ -98,7 +103,7 @@ def instrument(target: Any = None, **options: Any) -> Handle:
     if isinstance(target, str):
         return _by_name(target, options)
     for each in INTEGRATIONS:
-        if each.available() and each.load().matches(target):
+        if each.loaded() and each.load().matches(target):
             return cast("Handle", each.load().instrument(target, **options))
     known = ", ".join(each.name for each in INTEGRATIONS)
     raise TypeError(f"nothing can instrument {type(target).__qualname__!r}; there are integrations for: {known}")

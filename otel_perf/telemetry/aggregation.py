@@ -19,7 +19,7 @@ from opentelemetry.sdk.metrics.export import (
     NumberDataPoint,
 )
 
-__all__ = ["Cell", "Explicit", "Exponential", "LastValue", "Point", "Sampled", "Sum", "Value", "quantile"]
+__all__ = ["Cell", "Explicit", "Exponential", "LastValue", "Number", "Point", "Sampled", "Sum", "Value", "quantile"]
 
 Number: TypeAlias = "int | float"
 #: A value with the trace it was recorded in: (value, trace id, span id, unix time in ns).
@@ -46,6 +46,10 @@ def _exemplar(value: Sampled) -> Exemplar:
     return Exemplar({}, value[0], value[3], value[2], value[1])
 
 
+def _numbers(batch: Sequence[Value]) -> list[Number]:
+    return [value[0] if isinstance(value, tuple) else value for value in batch]
+
+
 class Sum:
     """The sum of all values: counters and up-down counters."""
 
@@ -58,12 +62,8 @@ class Sum:
 
     def feed(self, batch: Sequence[Value]) -> None:
         self._touched = True
-        for value in batch:
-            if type(value) is tuple:
-                self._exemplar = value
-                self.total += value[0]
-            else:
-                self.total += value  # type: ignore[operator]  # a Value that is no tuple is a number
+        self.total += sum(_numbers(batch))
+        self._exemplar = next((value for value in reversed(batch) if isinstance(value, tuple)), self._exemplar)
 
     def point(self, attributes: Attributes, start_ns: int, now_ns: int) -> Point | None:
         if not self._touched:
@@ -85,9 +85,10 @@ class LastValue:
 
     def feed(self, batch: Sequence[Value]) -> None:
         last = batch[-1]
-        self.value = last[0] if type(last) is tuple else last  # type: ignore[assignment]
+        self.value = last[0] if isinstance(last, tuple) else last
 
-    def point(self, attributes: Attributes, start_ns: int, now_ns: int) -> Point | None:
+    def point(self, attributes: Attributes, start_ns: int, now_ns: int) -> Point | None:  # noqa: ARG002
+        # A value of now has no start, so `start_ns` is not used.
         if self.value is None:
             return None
         return NumberDataPoint(attributes, 0, now_ns, self.value, [])
@@ -115,21 +116,16 @@ class Explicit:
 
     def feed(self, batch: Sequence[Value]) -> None:
         bounds, counts, exemplars = self.bounds, self.counts, self._exemplars
-        total, low, high = self.total, self.minimum, self.maximum
-        for value in batch:
-            if type(value) is tuple:
-                number = value[0]
-                index = bisect_left(bounds, number)
-                exemplars[index] = value
-            else:
-                number = value  # type: ignore[assignment]
-                index = bisect_left(bounds, number)
+        numbers = _numbers(batch)
+        for value, number in zip(batch, numbers, strict=True):
+            index = bisect_left(bounds, number)
             counts[index] += 1
-            total += number
-            low = min(low, number)
-            high = max(high, number)
-        self.count += len(batch)
-        self.total, self.minimum, self.maximum = total, low, high
+            if isinstance(value, tuple):
+                exemplars[index] = value
+        self.count += len(numbers)
+        self.total += sum(numbers)
+        self.minimum = min((self.minimum, *numbers))
+        self.maximum = max((self.maximum, *numbers))
 
     def point(self, attributes: Attributes, start_ns: int, now_ns: int) -> Point | None:
         if not self.count:
@@ -178,36 +174,44 @@ class Exponential:
         self._exemplar: Sampled | None = None
 
     def feed(self, batch: Sequence[Value]) -> None:
+        numbers = _numbers(batch)
+        if self._max_size is None:
+            self._count(numbers)
+        else:
+            for number in numbers:
+                known = len(self.buckets)
+                self._count((number,))
+                if len(self.buckets) > known:
+                    self._downscale(self._max_size)
+        self._exemplar = next((value for value in reversed(batch) if isinstance(value, tuple)), self._exemplar)
+        self.count += len(numbers)
+        self.total += sum(numbers)
+        self.minimum = min((self.minimum, *numbers))
+        self.maximum = max((self.maximum, *numbers))
+
+    def _count(self, numbers: Sequence[Number]) -> None:
         factor = math.ldexp(1.0, self.scale)
         buckets, log2, ceil = self.buckets, math.log2, math.ceil
-        for value in batch:
-            if type(value) is tuple:
-                self._exemplar = value
-                number = value[0]
-            else:
-                number = value  # type: ignore[assignment]
-            self.total += number
-            self.minimum = min(self.minimum, number)
-            self.maximum = max(self.maximum, number)
+        for number in numbers:
             if number > 0:
                 index = ceil(log2(number) * factor) - 1
                 buckets[index] = buckets.get(index, 0) + 1
-                if self._max_size is not None and len(buckets) > 1:
-                    self._downscale()
-                    buckets, factor = self.buckets, math.ldexp(1.0, self.scale)
             else:
                 # Durations and sizes have no negative values; what a clock step makes negative counts as zero.
                 self.zeros += 1
-        self.count += len(batch)
 
-    def _downscale(self) -> None:
-        assert self._max_size is not None
-        while max(self.buckets) - min(self.buckets) >= self._max_size:
-            halved: dict[int, int] = {}
-            for index, count in self.buckets.items():
-                halved[index >> 1] = halved.get(index >> 1, 0) + count
-            self.buckets = halved
-            self.scale -= 1
+    def _downscale(self, max_size: int) -> None:
+        """Halves the resolution until the range fits, as the data model describes it."""
+        low, high, steps = min(self.buckets), max(self.buckets), 0
+        while (high >> steps) - (low >> steps) >= max_size:
+            steps += 1
+        if not steps:
+            return
+        coarse: dict[int, int] = {}
+        for index, count in self.buckets.items():
+            coarse[index >> steps] = coarse.get(index >> steps, 0) + count
+        self.buckets = coarse
+        self.scale -= steps
 
     def merge(self, other: Exponential) -> None:
         """Adds another histogram of the same scale."""

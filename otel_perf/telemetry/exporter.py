@@ -1,7 +1,7 @@
 """Sending: a bounded queue of ended spans with truthful accounting, and the same accounting for metrics.
 
-Encoding and transport are the stock OTLP exporters' for now (see `transport`). What is ours: nothing blocks the application, a full
-queue and a failed export are counted, flush and shutdown keep their deadline.
+Encoding and transport are the stock OTLP exporters' for now (see `transport`). What is ours: nothing blocks the
+application, a full queue and a failed export are counted, flush and shutdown keep their deadline.
 """
 
 from __future__ import annotations
@@ -10,35 +10,48 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 from opentelemetry import context
-from opentelemetry.sdk.metrics.export import (
-    MetricExporter,
-    MetricExportResult,
-    MetricsData,
-    PeriodicExportingMetricReader,
-)
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otel_perf import guard
 from otel_perf.telemetry import sdk
+from otel_perf.telemetry.meter import metrics_data
+from otel_perf.telemetry.pipeline import Ticker
+from otel_perf.telemetry.series import Cursor, Registry
 
-__all__ = ["CountedMetrics", "MetricReaderPart", "SpanSender", "quieten"]
+__all__ = ["MetricSender", "SpanSender", "Tally", "quieten"]
 
 _BATCH = 512
+_LOGGERS = (
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
+    "opentelemetry.exporter.otlp.proto.grpc.exporter",
+    "opentelemetry.exporter.otlp.common",
+    "opentelemetry.exporter.otlp.common.http",
+    "urllib3.connectionpool",
+)
+
+_sending: ContextVar[bool] = ContextVar("otel_perf_sending", default=False)
 
 
 class _OncePerMinute(logging.Filter):
-    """Lets one record a minute of a logger through: a dead endpoint must not flood the application's log."""
+    """Lets one record a minute through of what is logged while we send; all others are not its business."""
 
     def __init__(self) -> None:
         super().__init__()
         self._next = 0.0
 
-    def filter(self, record: logging.LogRecord) -> bool:
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002  # every record counts the same
+        if not _sending.get():
+            return True
         now = time.monotonic()
         if now < self._next:
             return False
@@ -51,14 +64,29 @@ _quiet = _OncePerMinute()
 
 def quieten() -> None:
     """Limits what the stock exporters log about an endpoint that is not there."""
-    for name in (
-        "opentelemetry.exporter.otlp.proto.http.trace_exporter",
-        "opentelemetry.exporter.otlp.proto.http.metric_exporter",
-        "opentelemetry.exporter.otlp.proto.grpc.exporter",
-        "opentelemetry.exporter.otlp.common",
-        "urllib3.connectionpool",
-    ):
+    for name in _LOGGERS:
         logging.getLogger(name).addFilter(_quiet)  # adding the same filter twice changes nothing
+
+
+@contextmanager
+def _unobserved() -> Generator[None, None, None]:
+    """Keeps instrumentation away from what we send, and the exporters' log short."""
+    token = context.attach(context.set_value(sdk.SUPPRESS_KEY, True))
+    quiet = _sending.set(True)
+    try:
+        yield
+    finally:
+        _sending.reset(quiet)
+        context.detach(token)
+
+
+class Tally(NamedTuple):
+    """What became of all spans, at one moment: `made` is the sum of the others."""
+
+    made: int
+    delivered: int
+    lost: int
+    queued: int
 
 
 class SpanSender(SpanProcessor):
@@ -67,6 +95,7 @@ class SpanSender(SpanProcessor):
     def __init__(self, make_exporter: Callable[[], SpanExporter], queue_size: int, interval_s: float) -> None:
         self._make_exporter = make_exporter
         self._capacity = queue_size
+        self._batch = min(_BATCH, max(1, queue_size // 2))
         self._interval_s = interval_s
         self._closed = False
         self.lost: dict[str, int] = {}
@@ -75,9 +104,13 @@ class SpanSender(SpanProcessor):
     def _start(self) -> None:
         self._exporter = self._make_exporter()
         self._queue: deque[ReadableSpan] = deque()
-        self._changed = threading.Condition(threading.Lock())
+        # Re-entrant: while it is held, garbage collection may end a span of the same thread.
+        self._changed = threading.Condition(threading.RLock())
         self._sending = 0
         self._urgent = False
+        self._taken = 0  # spans that were ever queued, and how many of those are done with, one way or the other
+        self._done = 0
+        self._failed = 0
         self.made = 0
         self.delivered = 0
         self.lost.clear()
@@ -93,6 +126,11 @@ class SpanSender(SpanProcessor):
     def capacity(self) -> int:
         """Spans that the queue can hold."""
         return self._capacity
+
+    def tally(self) -> Tally:
+        """All counts at one moment."""
+        with self._changed:
+            return Tally(self.made, self.delivered, sum(self.lost.values()), self.queued)
 
     def on_start(self, span: Span, parent_context: context.Context | None = None) -> None:
         """Nothing is done when a span starts."""
@@ -110,7 +148,8 @@ class SpanSender(SpanProcessor):
                 self._lose(1, "queue_full")
             else:
                 self._queue.append(span)
-                if len(self._queue) == _BATCH:
+                self._taken += 1
+                if len(self._queue) == self._batch:
                     self._changed.notify_all()
 
     def _lose(self, count: int, reason: str) -> None:
@@ -119,46 +158,42 @@ class SpanSender(SpanProcessor):
     def _run(self) -> None:
         while True:
             with self._changed:
-                if not self._urgent and len(self._queue) < _BATCH and not self._closed:
+                if not self._urgent and len(self._queue) < self._batch and not self._closed:
                     self._changed.wait(self._interval_s)
-                batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
+                batch = [self._queue.popleft() for _ in range(min(self._batch, len(self._queue)))]
                 self._sending = len(batch)
                 if not batch:
                     self._urgent = False
-                    self._changed.notify_all()
                     if self._closed:
                         return
                     continue
             sent = self._send(batch)
             with self._changed:
                 self._sending = 0
+                self._done += len(batch)
                 if sent:
                     self.delivered += len(batch)
                 else:
+                    self._failed += len(batch)
                     self._lose(len(batch), "export_failed")
                 self._changed.notify_all()
 
     def _send(self, batch: list[ReadableSpan]) -> bool:
-        token = context.attach(context.set_value(sdk.SUPPRESS_KEY, True))
         try:
-            return self._exporter.export(batch) is SpanExportResult.SUCCESS
+            with _unobserved():
+                return self._exporter.export(batch) is SpanExportResult.SUCCESS
         except Exception:
             guard.note("sending spans")
             return False
-        finally:
-            context.detach(token)
-
-    def _drained(self) -> bool:
-        return not self._queue and not self._sending
 
     def flush(self, timeout_s: float) -> bool:
         """Sends what is queued now, within the time; True when all of it was delivered."""
         with self._changed:
-            lost = sum(self.lost.values())
+            taken, failed = self._taken, self._failed
             self._urgent = True
             self._changed.notify_all()
-            done = self._changed.wait_for(self._drained, timeout_s)
-            return done and sum(self.lost.values()) == lost
+            done = self._changed.wait_for(lambda: self._done >= taken, timeout_s)
+            return done and self._failed == failed
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         """`flush`, under the SDK's name."""
@@ -168,16 +203,19 @@ class SpanSender(SpanProcessor):
         """Flushes and stops; what could not be sent within the time is counted as lost."""
         if self._closed:
             return True
+        deadline = time.monotonic() + timeout_s
         flushed = self.flush(timeout_s)
         with self._changed:
             self._closed = True
             if self._queue:
+                flushed = False
+                self._done += len(self._queue)
                 self._lose(len(self._queue), "shutdown")
                 self._queue.clear()
             self._changed.notify_all()
         # Ends the waits between retries, so that the thread comes back.
         self._exporter.shutdown()
-        self._thread.join(0.5 if not flushed else timeout_s)
+        self._thread.join(max(0.1, deadline - time.monotonic()))
         return flushed
 
     def after_fork(self) -> None:
@@ -186,49 +224,57 @@ class SpanSender(SpanProcessor):
             self._start()
 
 
-class CountedMetrics(MetricExporter):
-    """A metric exporter that counts what it could not deliver."""
+class MetricSender:
+    """Reads the registry at a steady interval and sends what it read; what could not be delivered is counted."""
 
-    def __init__(self, exporter: Any) -> None:
-        super().__init__(*sdk.exporter_preferences(exporter))
-        self._exporter = exporter
-        self.lost_points = 0
-        self.last_ok = True
+    def __init__(
+        self, make_exporter: Callable[[], MetricExporter], registry: Registry, resource: Callable[[], Resource],
+        interval_s: float,
+    ) -> None:  # fmt: skip
+        self._make_exporter = make_exporter
+        self._resource = resource
+        self._exporter: Any = make_exporter()  # the SDK leaves its types partly unknown
+        wants = sdk.exporter_preferences(self._exporter)
+        self._cursor: Cursor = registry.cursor(wants.cell, wants.delta)
+        self._lock = threading.Lock()  # the exporter takes one call at a time
+        self._last_ok = True
+        #: Points that no endpoint took. Totals are sent again with the next export: what is lost is a reading.
+        self.lost = 0
+        self._ticker = Ticker("metrics", interval_s, self._send)
 
-    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
-        result: MetricExportResult = self._exporter.export(metrics_data, timeout_millis=timeout_millis, **kwargs)
-        self.last_ok = result is MetricExportResult.SUCCESS
-        if not self.last_ok:
-            # Cumulative points are sent again with the next export: what is lost is this reading, not the count.
-            self.lost_points += sum(
-                len(metric.data.data_points)
-                for resource in metrics_data.resource_metrics
-                for scope in resource.scope_metrics
-                for metric in scope.metrics
-            )
-        return result
+    def _send(self) -> None:
+        with self._lock:
+            collected = self._cursor.collect()
+            data = metrics_data(collected, self._resource())
+            if data is None:
+                self._last_ok = True
+                return
+            self._last_ok = self._export(data)
+            if not self._last_ok:
+                self.lost += sum(len(each.points) for each in collected)
 
-    def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        return bool(self._exporter.force_flush(timeout_millis))
-
-    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
-        self._exporter.shutdown()
-
-
-class MetricReaderPart:
-    """A periodic reader as a part of the pipeline."""
-
-    def __init__(self, reader: PeriodicExportingMetricReader, exporter: CountedMetrics) -> None:
-        self._reader = reader
-        self._exporter = exporter
+    def _export(self, data: MetricsData) -> bool:
+        try:
+            with _unobserved():
+                return self._exporter.export(data) is MetricExportResult.SUCCESS
+        except Exception:
+            guard.note("sending metrics")
+            return False
 
     def after_fork(self) -> None:
-        """The stock reader restarts its own thread."""
+        """The child reads its own counts and sends them over its own connection."""
+        self._exporter = self._make_exporter()
+        self._lock = threading.Lock()
+        self._last_ok = True
+        self.lost = 0
+        self._ticker.after_fork()
 
     def flush(self, timeout_s: float) -> bool:
-        return bool(self._reader.force_flush(timeout_s * 1000)) and self._exporter.last_ok
+        """Reads and sends now; True when it was delivered."""
+        return self._ticker.flush(timeout_s) and self._last_ok
 
     def shutdown(self, timeout_s: float) -> bool:
-        # The stock reader collects and sends a last time when it stops.
-        self._reader.shutdown(timeout_millis=timeout_s * 1000)
-        return self._exporter.last_ok
+        """Reads and sends a last time, and stops."""
+        stopped = self._ticker.shutdown(timeout_s)
+        self._exporter.shutdown()
+        return stopped and self._last_ok

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
@@ -20,6 +22,7 @@ from opentelemetry.sdk.metrics.export import (
     HistogramDataPoint,
     MetricReader,
     MetricsData,
+    PeriodicExportingMetricReader,
     ResourceMetrics,
     ScopeMetrics,
     Sum,
@@ -28,15 +31,17 @@ from opentelemetry.sdk.metrics.export import Metric as MetricPoints
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
+from otel_perf import guard
 from otel_perf.conventions import InstrumentKind, Metric, buckets_for
 from otel_perf.telemetry import sdk
 from otel_perf.telemetry.aggregation import Value
-from otel_perf.telemetry.series import Collected, Cursor, Instrument, Registry
+from otel_perf.telemetry.series import Collected, Cursor, Instrument, Observe, Registry
 
-__all__ = ["Meter", "MeterProvider", "metrics_data"]
+__all__ = ["Meter", "MeterProvider", "Readers", "metrics_data", "sampled"]
 
 Attributes = Mapping[str, Any] | None
-Callbacks = Sequence[Callable[[CallbackOptions], Iterable[Observation]] | Generator[Iterable[Observation], Any, None]]
+_Callback = Callable[[CallbackOptions], Iterable[Observation]] | Generator[Iterable[Observation], Any, None]
+Callbacks = Sequence[_Callback]
 
 
 def sampled(value: float, context: Context | None = None) -> Value:
@@ -50,30 +55,37 @@ def sampled(value: float, context: Context | None = None) -> Value:
 class _Recorder:
     """What all synchronous instruments share: a way to their series."""
 
+    _low = 0.0
+
     def __init__(self, instrument: Instrument, exemplars: bool) -> None:
         self.instrument = instrument
         self._exemplars = exemplars
 
     def _put(self, amount: float, attributes: Attributes, context: Context | None) -> None:
-        value = sampled(amount, context) if self._exemplars else amount
-        self.instrument.of(attributes or {}).record(value)
+        try:
+            # Sums and distributions would never recover from what is not a number, or without bounds.
+            if self.instrument.metric.kind == "gauge" or self._low <= amount < math.inf:
+                value = sampled(amount, context) if self._exemplars else amount
+                self.instrument.of(attributes or {}).record(value)
+        except Exception:
+            guard.note(f"metric {self.instrument.metric.name}")
 
 
 class _Counter(_Recorder, metrics.Counter):
     def add(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
-        if amount >= 0:
-            self._put(amount, attributes, context)
+        self._put(amount, attributes, context)
 
 
 class _UpDownCounter(_Recorder, metrics.UpDownCounter):
+    _low = -sys.float_info.max
+
     def add(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
         self._put(amount, attributes, context)
 
 
 class _Histogram(_Recorder, metrics.Histogram):
     def record(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
-        if amount >= 0:
-            self._put(amount, attributes, context)
+        self._put(amount, attributes, context)
 
 
 class _Gauge(_Recorder, sdk.ApiGauge):  # type: ignore[misc]  # found at run time: the name is private
@@ -93,17 +105,15 @@ class _ObservableGauge(_Recorder, metrics.ObservableGauge):
     pass
 
 
-def _observer(callback: Any) -> Callable[[], list[tuple[int | float, Mapping[str, Any]]]]:
-    started = callback if isinstance(callback, Generator) else None
-    if started is not None:
+def _observer(callback: _Callback) -> Observe:
+    ask: Callable[[CallbackOptions], Iterable[Observation]]
+    if isinstance(callback, Generator):
+        started = cast("Generator[Iterable[Observation], CallbackOptions, None]", callback)
         next(started)
-
-    def observe() -> list[tuple[int | float, Mapping[str, Any]]]:
-        options = CallbackOptions()
-        observations = started.send(options) if started is not None else callback(options)
-        return [(each.value, each.attributes or {}) for each in observations]
-
-    return observe
+        ask = started.send
+    else:
+        ask = callback
+    return lambda: [(each.value, each.attributes or {}) for each in ask(CallbackOptions())]
 
 
 class Meter(metrics.Meter):
@@ -134,7 +144,7 @@ class Meter(metrics.Meter):
         bounds = explicit_bucket_boundaries_advisory
         return _Histogram(self._instrument(name, unit, description, "histogram", bounds), self._exemplars)
 
-    def create_gauge(self, name: str, unit: str = "", description: str = "") -> sdk.ApiGauge:
+    def create_gauge(self, name: str, unit: str = "", description: str = "") -> Any:
         return _Gauge(self._instrument(name, unit, description, "gauge"), False)
 
     def _observed(
@@ -199,23 +209,73 @@ class MeterProvider(sdk_metrics.MeterProvider):
         with self._bound_lock:
             cursor = self._bound.pop(metric_reader, None)
         if cursor is not None:
-            metric_reader.shutdown(timeout_millis=timeout_millis)
-            self.registry.remove(cursor)
+            try:
+                stop: Callable[..., None] = cast("Any", metric_reader).shutdown
+                stop(timeout_millis=timeout_millis)
+            finally:
+                self.registry.remove(cursor)
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
         """Collects and sends from every reader within the time; True when all of them said so."""
+        return self._flush(list(self._bound), timeout_millis)
+
+    def flush_senders(self, timeout_millis: float) -> bool:
+        """`force_flush` of those readers that send; of the others somebody reads when he likes."""
+        senders: list[MetricReader] = [r for r in list(self._bound) if isinstance(r, PeriodicExportingMetricReader)]
+        return self._flush(senders, timeout_millis)
+
+    def _flush(self, readers: list[MetricReader], timeout_millis: float) -> bool:
         deadline = time.monotonic() + timeout_millis / 1000
         done = True
-        for reader in list(self._bound):
+        for reader in readers:
             left_ms = (deadline - time.monotonic()) * 1000
-            done = left_ms > 0 and reader.force_flush(timeout_millis=left_ms) and done
+            done = left_ms > 0 and _flush_reader(reader, left_ms) and done
         return done
 
     def shutdown(self, timeout_millis: float = 30_000) -> None:
         """Shuts all readers down within the time."""
         deadline = time.monotonic() + timeout_millis / 1000
         for reader in list(self._bound):
-            self.remove_metric_reader(reader, max(0.0, deadline - time.monotonic()) * 1000)
+            _stop_reader(self, reader, max(0.0, deadline - time.monotonic()) * 1000)
+
+    def after_fork(self) -> None:
+        """Gives the lock anew in a forked child."""
+        self._bound_lock = threading.Lock()
+
+
+def _flush_reader(reader: MetricReader, timeout_millis: float) -> bool:
+    try:
+        return reader.force_flush(timeout_millis=timeout_millis)
+    except Exception:  # readers are the application's
+        guard.note(f"flushing {type(reader).__name__}")
+        return False
+
+
+def _stop_reader(provider: MeterProvider, reader: MetricReader, timeout_millis: float) -> None:
+    try:
+        provider.remove_metric_reader(reader, timeout_millis)
+    except Exception:
+        guard.note(f"stopping {type(reader).__name__}")
+
+
+class Readers:
+    """The stock readers of a provider as a part of the pipeline."""
+
+    def __init__(self, provider: MeterProvider) -> None:
+        self._provider = provider
+
+    def after_fork(self) -> None:
+        """Stock readers start their own threads anew."""
+        self._provider.after_fork()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Sends from every reader that sends."""
+        return self._provider.flush_senders(timeout_s * 1000)
+
+    def shutdown(self, timeout_s: float) -> bool:
+        """Shuts every reader down; a stock one does not say what became of its last points."""
+        self._provider.shutdown(timeout_s * 1000)
+        return True
 
 
 def metrics_data(collected: Sequence[Collected], resource: Resource) -> MetricsData | None:

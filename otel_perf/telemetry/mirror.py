@@ -5,14 +5,13 @@ It works on folded batches, so the foreign instruments' cost is not on the hot p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from opentelemetry import metrics, trace
+from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-from otel_perf._version import __version__
-from otel_perf.conventions import SCHEMA_URL
 from otel_perf.telemetry.aggregation import Cell, Point, Value
 from otel_perf.telemetry.series import Instrument, Series
 
@@ -25,6 +24,7 @@ class Mirror:
     def __init__(self, provider: metrics.MeterProvider) -> None:
         self._provider = provider
         self._instruments: dict[Instrument, Any] = {}
+        self._observed: set[Instrument] = set()
 
     def cell(self, series: Series) -> Cell | None:
         """A cell that hands the values of this series on."""
@@ -34,9 +34,19 @@ class Mirror:
             foreign = self._instruments[instrument] = self._make(instrument)
         return _Forward(foreign, series.attributes)
 
+    def observe(self, instruments: Iterable[Instrument]) -> None:
+        """Hands on what callbacks tell, by callbacks of the other provider; call it again for later instruments."""
+        for instrument in instruments:
+            if instrument.observers and instrument not in self._observed:
+                self._observed.add(instrument)
+                self._make_observed(instrument)
+
+    def _meter(self, instrument: Instrument) -> metrics.Meter:
+        scope = instrument.scope
+        return self._provider.get_meter(scope.name, scope.version, scope.schema_url)
+
     def _make(self, instrument: Instrument) -> Any:
-        metric = instrument.metric
-        meter = self._provider.get_meter(instrument.scope.name, __version__, SCHEMA_URL)
+        metric, meter = instrument.metric, self._meter(instrument)
         if metric.kind == "histogram":
             bounds = list(metric.buckets) or None
             return meter.create_histogram(
@@ -47,6 +57,17 @@ class Mirror:
         if metric.kind == "updowncounter":
             return meter.create_up_down_counter(metric.name, metric.unit, metric.about).add
         return meter.create_gauge(metric.name, metric.unit, metric.about).set
+
+    def _make_observed(self, instrument: Instrument) -> None:
+        def told(_: CallbackOptions) -> list[Observation]:
+            return [Observation(value, attributes) for value, attributes in instrument.observed()]
+
+        metric, meter = instrument.metric, self._meter(instrument)
+        make = {
+            "counter": meter.create_observable_counter,
+            "updowncounter": meter.create_observable_up_down_counter,
+        }.get(metric.kind, meter.create_observable_gauge)
+        make(metric.name, [told], metric.unit, metric.about)
 
 
 class _Forward:
@@ -67,7 +88,8 @@ class _Forward:
             else:
                 self._put(value, self._attributes)
 
-    def point(self, attributes: Mapping[str, Any], start_ns: int, now_ns: int) -> Point | None:
+    def point(self, attributes: Mapping[str, Any], start_ns: int, now_ns: int) -> Point | None:  # noqa: ARG002
+        """Nothing is kept, so there is no point."""
         return None
 
     def reset(self) -> None:

@@ -6,6 +6,7 @@ such as SQLAlchemy's start and stop operations by hand, with or without making t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar, Token
@@ -77,8 +78,8 @@ class Operation:
     """Work in progress. Labels may be filled in until it stops; afterwards `seconds` says how long it took."""
 
     __slots__ = (
-        "_context_token", "_runtime", "_start_ns", "_token", "context", "error_type", "hit", "items", "kind", "labels",
-        "name", "parent", "seconds", "span", "stopped",
+        "_context_token", "_token", "context", "error_type", "hit", "items", "kind", "labels", "name", "parent",
+        "runtime", "seconds", "span", "started_ns", "stopped",
     )  # fmt: skip
 
     def __init__(self, kind: Kind, name: str, labels: list[Any]) -> None:
@@ -94,10 +95,12 @@ class Operation:
         self.hit: bool | None = None
         self.error_type: str | None = None
         self.stopped = False
-        self._runtime: runtime.Runtime | None = None
+        #: What it is measured by; None before `configure()`, and where its metric is recorded by somebody else.
+        self.runtime: runtime.Runtime | None = None
         self._token: Token[Operation | None] | None = None
         self._context_token: Token[otel_context.Context] | None = None
-        self._start_ns = 0
+        #: By `time.perf_counter_ns()`.
+        self.started_ns = 0
 
     @property
     def recording(self) -> bool:
@@ -115,7 +118,10 @@ class Operation:
 
     def label(self, key: str, value: Any) -> None:
         """Fills in a label of the operation's histogram, for example the status once it is known."""
-        self.labels[self.kind.duration.attributes.index(key)] = value
+        try:
+            self.labels[self.kind.duration.attributes.index(key)] = value
+        except Exception:
+            guard.note("setting a label")
 
     def set(self, key: str, value: Any) -> None:
         """Puts an attribute on the span, redacted; never on metrics."""
@@ -158,55 +164,78 @@ class Operation:
             if token is not None:
                 _current.reset(token)
         except ValueError:
-            if _current.get() is self:
-                _current.set(self.parent)
+            self._leave_elsewhere(context_token)
 
-    def stop(self, error: BaseException | None = None) -> None:
-        """Ends the operation: duration, series, span. The second call does nothing."""
+    def _leave_elsewhere(self, context_token: Token[otel_context.Context] | None) -> None:
+        """Undoes the activation in a context that is a copy of the one it was made in: tokens are of no use there."""
+        if _current.get() is self:
+            _current.set(self.parent)
+        if context_token is not None and trace.get_current_span() is self.span:
+            before = context_token.old_value
+            otel_context.attach(before if isinstance(before, otel_context.Context) else otel_context.Context())
+
+    def stop(self, error: BaseException | None = None, *, ended_ns: int | None = None, deactivate: bool = True) -> None:
+        """Ends the operation: duration, series, span. The second call does nothing.
+
+        Args:
+            error: what it failed with.
+            ended_ns: when it ended by `time.perf_counter_ns()`, where that was before this call.
+            deactivate: False leaves it current: the caller deactivates it in the context that it was activated in.
+        """
         if self.stopped:
             return
         self.stopped = True
-        elapsed_ns = time.perf_counter_ns() - self._start_ns
+        elapsed_ns = (time.perf_counter_ns() if ended_ns is None else ended_ns) - self.started_ns
         self.seconds = elapsed_ns / 1e9
         try:
             if error is not None and self.error_type is None:
                 self._fail(error)
             self._record()
         except Exception:
-            guard.note(f"stopping a {self.kind.name}")
+            guard.note(f"measuring a {self.kind.name}")
         finally:
-            if self._token is not None or self._context_token is not None:
+            self._end(ended_ns)
+            if deactivate and (self._token is not None or self._context_token is not None):
                 self.deactivate()
 
+    def _end(self, ended_ns: int | None) -> None:
+        try:
+            if self.span is not None:
+                self._end_span(self.span, ended_ns)
+        except Exception:
+            guard.note(f"ending the span of a {self.kind.name}")
+        # A chain of tasks that start one another must not keep all that ever ran.
+        while self.parent is not None and self.parent.stopped:
+            self.parent = self.parent.parent
+
     def _record(self) -> None:
-        labels, span, in_force = self.labels, self.span, self._runtime
+        labels, span, in_force = self.labels, self.span, self.runtime
         assert self.seconds is not None
         labels[-1] = self.error_type
         if self.kind is CACHE and labels[3] is None:
             labels[3] = "none" if self.hit is None else "hit" if self.hit else "miss"
-        if in_force is not None:
-            value: Any = self.seconds
-            if span is not None and in_force.exemplars:
-                span_context = span.get_span_context()
-                if span_context.trace_flags & 1:
-                    value = (value, span_context.trace_id, span_context.span_id, time.time_ns())
-            in_force.at(self.kind.duration, tuple(labels)).record(value)
-            self._record_more(in_force)
-        if span is not None:
-            self._end_span(span)
+        if in_force is None or in_force is not runtime.current:
+            return  # what began before `configure` was called again is not in its counts
+        value: Any = self.seconds
+        if span is not None and in_force.exemplars:
+            span_context = span.get_span_context()
+            if span_context.trace_flags & 1:
+                value = (value, span_context.trace_id, span_context.span_id, time.time_ns())
+        in_force.at(self.kind.duration, tuple(labels)).record(value)
+        self._record_more(in_force)
 
     def _record_more(self, in_force: runtime.Runtime) -> None:
         kind, values = self.kind, tuple(self.labels[:-1])
         if kind.active is not None:
             in_force.at(kind.active, values).record(-1)
-        if kind.items is not None and self.items:
+        if kind.items is not None and self.items and 0 < self.items < math.inf:
             in_force.at(kind.items, values).record(self.items)
         if kind.last_success is not None and self.error_type is None:
             in_force.at(kind.last_success, values).record(time.time())
         if kind.slow is not None and self.seconds is not None and self.seconds >= in_force.slow_query_s:
             in_force.at(kind.slow, values).record(1)
 
-    def _end_span(self, span: Span) -> None:
+    def _end_span(self, span: Span, ended_ns: int | None) -> None:
         if span.is_recording():
             keys = self.kind.duration.attributes
             attributes = {k: v for k, v in zip(keys, self.labels, strict=True) if v is not None}
@@ -215,12 +244,14 @@ class Operation:
             span.set_attributes(redaction.redact(attributes))
             if self.error_type is not None:
                 span.set_status(Status(StatusCode.ERROR))
-        span.end()
+        # Spans end by the wall clock, operations by the steady one.
+        span.end(None if ended_ns is None else time.time_ns() - (time.perf_counter_ns() - ended_ns))
 
 
 def start(
     kind: Kind, name: str, labels: Sequence[Any], attributes: Mapping[str, Any] | None = None, *,
     context: otel_context.Context | None = None, links: Sequence[Link] = (), activate: bool = True, span: bool = True,
+    metrics: bool = True,
 ) -> Operation:  # fmt: skip
     """Starts an operation; it always answers one, also before `configure()`, and never raises.
 
@@ -231,26 +262,28 @@ def start(
             may be left out.
         attributes: span attributes, redacted here. They are there at the start, so that samplers see them.
         context: the parent, where it is not the current context: a remote caller's.
+        links: other traces that it has to do with.
         activate: makes the operation current in this context; otherwise `activate()` and `deactivate()` do.
         span: False measures only.
+        metrics: False makes a span only, where somebody else records the metric of this name.
     """
     values = list(labels)
     values.extend([None] * (kind.width - len(values)))
     operation = Operation(kind, name, values)
     in_force = runtime.current
-    if in_force is not None:
-        try:
-            operation._runtime = in_force
-            operation.parent = _current.get()
-            if kind.active is not None:
+    operation.parent = _current.get()
+    try:
+        if in_force is not None:
+            operation.runtime = in_force if metrics else None
+            if kind.active is not None and metrics:
                 in_force.at(kind.active, tuple(values[:-1])).record(1)
             if span and not sdk.suppressed():
                 _start_span(operation, in_force, attributes, context, links)
-            if activate:
-                operation.activate()
-        except Exception:
-            guard.note(f"starting a {kind.name}")
-    operation._start_ns = time.perf_counter_ns()
+        if activate:  # also before `configure()`, so that a handle that several share finds its own again
+            operation.activate()
+    except Exception:
+        guard.note(f"starting a {kind.name}")
+    operation.started_ns = time.perf_counter_ns()
     return operation
 
 

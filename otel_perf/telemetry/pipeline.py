@@ -8,11 +8,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from otel_perf import guard
 
-__all__ = ["Part", "Pipeline", "Ticker"]
+__all__ = ["Joined", "Part", "Pipeline", "Ticker"]
 
 
 class Part(Protocol):
@@ -23,13 +23,15 @@ class Part(Protocol):
 
     def flush(self, timeout_s: float) -> bool:
         """Hands on what waits; True only when nothing of it was left or lost."""
+        ...
 
     def shutdown(self, timeout_s: float) -> bool:
         """Flushes and stops for good."""
+        ...
 
 
 class Ticker:
-    """Calls a function at a steady interval from a daemon thread."""
+    """Calls a function at a steady interval from a daemon thread, and once more when it is flushed or stopped."""
 
     def __init__(self, name: str, interval_s: float, call: Callable[[], object]) -> None:
         self._name = name
@@ -45,22 +47,55 @@ class Ticker:
 
     def _run(self, stop: threading.Event) -> None:
         while not stop.wait(self._interval_s):
-            try:
-                self._call()
-            except Exception:
-                guard.note(self._name)
+            self._once()
+
+    def _once(self) -> bool:
+        try:
+            self._call()
+        except Exception:
+            guard.note(self._name)
+            return False
+        return True
 
     def after_fork(self) -> None:
+        """Starts a thread of the child's own."""
         self._stop = threading.Event()
         self._thread = self._start()
 
-    def flush(self, timeout_s: float) -> bool:
-        return True
+    def flush(self, timeout_s: float) -> bool:  # noqa: ARG002  # it cannot be cut short; the pipeline does not wait
+        """Calls now."""
+        return self._once()
 
     def shutdown(self, timeout_s: float) -> bool:
+        """Stops, and calls a last time."""
         self._stop.set()
         self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        return not self._thread.is_alive() and self._once()
+
+
+class Joined:
+    """A provider of the application's own: flushed with us, never stopped by us."""
+
+    def __init__(self, provider: object, ticker: Ticker | None = None) -> None:
+        self._provider = provider
+        self._ticker = ticker
+
+    def after_fork(self) -> None:
+        """The provider looks after itself."""
+        if self._ticker is not None:
+            self._ticker.after_fork()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Passes on what waits, and flushes the provider where it can be flushed."""
+        passed = self._ticker is None or self._ticker.flush(timeout_s)
+        flush: Any = getattr(self._provider, "force_flush", None)
+        # The SDK's own answers nothing in some versions, which is no failure.
+        return (flush is None or flush(int(timeout_s * 1000)) is not False) and passed
+
+    def shutdown(self, timeout_s: float) -> bool:
+        """Passes on what waits; the application stops its provider itself."""
+        done = self.flush(timeout_s)
+        return (self._ticker is None or self._ticker.shutdown(timeout_s)) and done
 
 
 class Pipeline:
@@ -103,25 +138,36 @@ class Pipeline:
                 guard.note(f"stopping {type(part).__name__}")
 
         # Daemon threads: a part that is held up by a dead peer must not hold up the process.
-        threads = [threading.Thread(target=run, args=(part,), daemon=True) for part in self._parts]
+        threads = [
+            threading.Thread(target=run, args=(part,), name="otel_perf-flush", daemon=True) for part in self._parts
+        ]
+        for thread, part in zip(threads, self._parts, strict=True):
+            if not _started(thread):
+                run(part)  # one after the other is better than not at all
         for thread in threads:
-            try:
-                thread.start()
-            except RuntimeError:  # no thread can be started any more while the interpreter goes down
-                return False
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
         return len(results) == len(self._parts) and all(results)
 
     def after_fork(self) -> None:
         """Starts every part anew in a forked child."""
-        for call in self._before_fork:
-            call()
-        for part in self._parts:
-            try:
-                part.after_fork()
-            except Exception:
-                guard.note(f"restarting {type(part).__name__} after fork")
+        for call in (*self._before_fork, *(part.after_fork for part in self._parts)):
+            _restart(call)
+
+
+def _restart(call: Callable[[], None]) -> None:
+    try:
+        call()
+    except Exception:
+        guard.note("starting anew after a fork")
+
+
+def _started(thread: threading.Thread) -> bool:
+    try:
+        thread.start()
+    except RuntimeError:  # no thread can be started any more while the interpreter goes down
+        return False
+    return True
 
 
 _live: weakref.WeakSet[Pipeline] = weakref.WeakSet()

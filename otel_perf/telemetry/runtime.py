@@ -32,7 +32,8 @@ class Runtime:
 
     def __init__(
         self, settings: Settings, registry: Registry, tracer: trace.Tracer, pipeline: Pipeline, *,
-        tracer_provider: trace.TracerProvider, meter_provider: MeterProvider, resource: Resource, sender: SpanSender | None = None,
+        tracer_provider: trace.TracerProvider, meter_provider: MeterProvider, resource: Resource,
+        sender: SpanSender | None = None,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.registry = registry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from contextvars import Token
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from opentelemetry.sdk.metrics.view import (
     ExplicitBucketHistogramAggregation,
     ExponentialBucketHistogramAggregation,
 )
+from opentelemetry.sdk.resources import Resource
 
 from otel_perf.conventions import InstrumentKind
 from otel_perf.telemetry.aggregation import Cell, Explicit, Exponential
@@ -37,7 +39,9 @@ __all__ = [
     "bind_reader",
     "detach",
     "exporter_preferences",
+    "is_proxy",
     "preferences",
+    "renew_resource",
     "suppressed",
 ]
 
@@ -60,6 +64,20 @@ _KINDS: dict[InstrumentKind, tuple[type, ...]] = {
 def suppressed() -> bool:
     """Whether the current context asks for no spans."""
     return bool(context.get_value(SUPPRESS_KEY))
+
+
+def is_proxy(provider: MeterProvider) -> bool:
+    """Whether this only stands for a meter provider that is to be set; it has no public name."""
+    return type(provider).__name__ == "_ProxyMeterProvider"
+
+
+def renew_resource(provider: Any, resource: Resource) -> None:
+    """Gives a stock provider of spans another resource in place, its tracers included: libraries hold those."""
+    if hasattr(provider, "_tracers_lock"):
+        provider._tracers_lock = threading.Lock()  # this runs in a forked child, where nobody would release it
+    update: Any = getattr(provider, "_update_resource", None)
+    if update is not None:
+        update(resource)
 
 
 def detach(token: Token[Context]) -> None:
@@ -101,21 +119,25 @@ class Preferences:
 
 def preferences(reader: MetricReader) -> Preferences:
     """What a reader wants; where its private tables are gone, totals and the usual aggregations."""
-    temporality = _table(reader, "_instrument_class_temporality")
-    aggregation = _table(reader, "_instrument_class_aggregation")
-    delta = frozenset(
-        kind for kind, types in _KINDS.items() if _lookup(temporality, types) is AggregationTemporality.DELTA
+    return _preferences(
+        _table(reader, "_instrument_class_temporality"), _table(reader, "_instrument_class_aggregation")
     )
-    return Preferences(delta, {kind: _lookup(aggregation, types) for kind, types in _KINDS.items()})
 
 
-def exporter_preferences(exporter: MetricExporter) -> tuple[dict[type, Any] | None, dict[type, Any] | None]:
-    """The temporalities and aggregations that a stock exporter asks its reader for."""
-    return getattr(exporter, "_preferred_temporality", None), getattr(exporter, "_preferred_aggregation", None)
+def exporter_preferences(exporter: MetricExporter) -> Preferences:
+    """What a stock exporter asks its reader for."""
+    return _preferences(_table(exporter, "_preferred_temporality"), _table(exporter, "_preferred_aggregation"))
 
 
-def _table(reader: MetricReader, name: str) -> dict[type, object]:
-    return cast("dict[type, object]", getattr(reader, name, {}))
+def _preferences(temporality: dict[type, object], aggregation: dict[type, object]) -> Preferences:
+    delta: list[InstrumentKind] = [
+        kind for kind, types in _KINDS.items() if _lookup(temporality, types) is AggregationTemporality.DELTA
+    ]
+    return Preferences(frozenset(delta), {kind: _lookup(aggregation, types) for kind, types in _KINDS.items()})
+
+
+def _table(holder: object, name: str) -> dict[type, object]:
+    return cast("dict[type, object]", getattr(holder, name, None) or {})
 
 
 def _lookup(table: dict[type, object], types: tuple[type, ...]) -> object:

@@ -75,7 +75,7 @@ def test_lost_spans_and_slow_figures_are_told(telemetry, shown):
     telemetry.restart(endpoint="http://127.0.0.1:9", export_timeout_s=0.2)
     for seconds in (0.0005, 0.25, 42.0):
         with measure.query("SELECT", collection=f"t{seconds:g}", system="sqlite") as op:
-            op._start_ns -= int(seconds * 1e9)
+            op.started_ns -= int(seconds * 1e9)
     telemetry.runtime.pipeline.flush(5)
     text = shown()
     assert "3 LOST" in text

@@ -56,7 +56,7 @@ def test_queries_slow_ones_counted(telemetry):
     """A query at or over the threshold counts as slow, and is in its operation's row."""
     telemetry.restart(slow_query_s=0.01)
     with measure.query("SELECT", collection="users", system="postgresql") as op:
-        op._start_ns -= 20_000_000
+        op.started_ns -= 20_000_000
     with measure.query("SELECT", collection="users", system="postgresql"):
         pass
     document = snapshot(telemetry.runtime, live.of(telemetry.runtime))["queries"]

@@ -1,0 +1,155 @@
+"""Requests of any ASGI app, measured by a middleware that imports nothing from a framework."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from types import TracebackType
+from typing import Any
+
+from otel_perf import guard
+from otel_perf.integrations import others
+from otel_perf.integrations.others import Share
+from otel_perf.integrations.request import App, Message, Receive, Request, Send
+from otel_perf.integrations.routes import MARK, Routes, Scope
+from otel_perf.telemetry import runtime
+
+__all__ = ["Middleware", "instrument", "matches"]
+
+_log = logging.getLogger("otel_perf")
+
+_LIFESPAN_MARK = "otel_perf.lifespan"
+_LIFESPAN_ENDS = ("lifespan.shutdown.complete", "lifespan.shutdown.failed", "lifespan.startup.failed")
+
+
+class Middleware:
+    """An ASGI middleware that measures requests; of a plain ASGI app it is also the handle that undoes it.
+
+    Args:
+        app: the ASGI app below.
+        share: what of the measurement is ours; the rest is another's.
+        routes: where templates of routes are found.
+        bare: the app without another's measurement, for when ours is undone or stands within one of ours.
+        native: FastAPI's own telemetry stays on.
+    """
+
+    __slots__ = ("_foreign", "_native", "app", "bare", "on", "routes", "share")
+
+    def __init__(
+        self, app: App, *, share: Share = others.ALL, routes: Routes | None = None, bare: App | None = None,
+        native: bool = False,
+    ) -> None:  # fmt: skip
+        self.app = app
+        self.bare = bare or app
+        self.share = share
+        self.routes = routes or Routes(app)
+        self.on = True
+        self._native = native
+        # A middleware of Starlette's within that makes the span must not be kept from it.
+        self._foreign = not share.span and share.active
+        self.routes.refresh()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self.on or MARK in scope:
+            await self.bare(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await self._other(scope, receive, send)
+            return
+        share = self.share
+        if share.span or share.duration:
+            share = others.around(scope, send) or share
+        request = scope[MARK] = Request(self.routes, share, scope, send)
+        request.begin()
+        if not self._native:
+            scope[others.FASTAPI] = None
+        if not self._foreign or request.excluded:
+            scope[others.STARLETTE] = True
+        try:
+            await self.app(scope, receive, request.send)
+        except BaseException as error:
+            request.end(error)
+            raise
+        else:
+            request.end()
+        finally:
+            request.leave()
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan" or _LIFESPAN_MARK in scope:
+            await self.app(scope, receive, send)
+            return
+        scope[_LIFESPAN_MARK] = True
+
+        async def send_after_flush(message: Message) -> None:
+            if message["type"] in _LIFESPAN_ENDS:
+                await _flush()
+            await send(message)
+
+        await self.app(scope, receive, send_after_flush)
+
+    def undo(self) -> None:
+        """Makes it a pass-through."""
+        self.on = False
+        self.routes.undo()
+
+    def __enter__(self) -> Middleware:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.undo()
+
+
+async def _flush() -> None:
+    """Sends what waits, within the time that the settings give; not for good, since an app may be started again."""
+    in_force = runtime.current
+    if in_force is None:
+        return
+    try:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            from anyio import to_thread  # trio, which only frameworks on anyio can run on
+
+            await to_thread.run_sync(in_force.pipeline.flush)
+        else:
+            await loop.run_in_executor(None, in_force.pipeline.flush)
+    except Exception:
+        guard.note("flushing at the end of an app")
+
+
+def matches(target: Any) -> bool:
+    """Whether this is an ASGI app: something to call with scope, receive and send."""
+    if isinstance(target, Middleware):
+        return True
+    if isinstance(target, type) or not callable(target):
+        return False
+    try:
+        names = [
+            each.name for each in inspect.signature(target).parameters.values()
+            if each.default is each.empty and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+        ]  # fmt: skip
+    except (TypeError, ValueError):
+        return False
+    call = target if inspect.isroutine(target) else type(target).__call__
+    return len(names) == 3 and (inspect.iscoroutinefunction(call) or names == ["scope", "receive", "send"])
+
+
+def instrument(app: Any, *, engine: str | None = None) -> Middleware:
+    """Puts a middleware around a plain ASGI app; the answer is the app from now on, and the handle.
+
+    Raises:
+        ValueError: for an engine other than "ours".
+    """
+    if engine not in (None, "ours"):
+        raise ValueError(f"engine={engine!r} is for FastAPI apps; a plain ASGI app is measured by engine='ours'")
+    if isinstance(app, Middleware):
+        return app
+    found = others.within(app)
+    if found is None or (found[0].startswith("starlette") and engine == "ours"):
+        return Middleware(app)
+    _log.info("otel_perf: %s measures this app already; what it leaves out is added", found[0])
+    return Middleware(app, share=found[1])
