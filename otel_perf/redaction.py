@@ -36,10 +36,11 @@ MASK = "REDACTED"
 MAX_LENGTH = 2048
 _MAX_SQL = 16_384  # longer statements are cut before they are read, so that one call stays cheap
 _STACK_DEPTH = 30
+_PASSES = 4  # a mask may stand where a word stood, and a quote behind it begin a quoted text
 
 # Controls and writing-direction marks would let a hostile name write to a terminal or split a log line; half a
 # surrogate pair cannot be encoded at all and would cost a whole batch.
-_CONTROLS = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROLS = re.compile(f"[{statements.UNPRINTABLE}]")
 
 
 def text(value: str, limit: int = MAX_LENGTH) -> str:
@@ -75,7 +76,7 @@ def query_string(value: str, limit: int = MAX_LENGTH) -> str:
 def url(value: str) -> str:
     """A URL without user information, query values and fragment."""
     try:
-        parts = urlsplit(_CONTROLS.sub(" ", value[:MAX_LENGTH]).strip())
+        parts = urlsplit(_CONTROLS.sub(" ", value[:MAX_LENGTH]).strip().replace(" ", "%20"))
         host = parts.hostname or ""
         host = f"[{host}]" if ":" in host else host
         netloc = host if parts.port is None else f"{host}:{parts.port}"
@@ -133,7 +134,7 @@ _IN_TEXT = re.compile(
     rf"""(?P<quoted>{_QUOTED})"""
     r"""|(?P<url>(?<!\w)\w{2,16}://[^\s'"<>]+)"""
     rf"""|(?P<key>(?<![\w-])[\w-]*?(?:pass(?:word|wd|phrase)?|secret|token|api[_-]?key|authorization|bearer|cookie"""
-    rf"""|session|credential)[\w-]*\s*(?:[=:]\s*)?(?:(?:bearer|basic|digest)\s+)?)(?:{_QUOTED}|\S+)"""
+    rf"""|session|credential)[\w-]*(?:\s*[=:]\s*|\s+)(?:(?:bearer|basic|digest)\s+)?)(?:{_QUOTED}|\S+)"""
     r"""|(?P<row>\)=\(|Failing\srow\scontains\s\()[\s\S]*"""
     r"""|(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)*"""
     r"""|(?<![\w-])(?=[\w-]*\d)[\w-]{20,}"""
@@ -153,8 +154,13 @@ def message(value: str) -> str:
     if value.startswith("Command # "):
         _, found_cause, cause = value.rpartition(" of pipeline caused error: ")
         value = f"Command of pipeline caused error: {cause if found_cause else ''}"
-    value = _REPEATED.split(value[:MAX_LENGTH], maxsplit=1)[0].rstrip()
-    return text(_IN_TEXT.sub(_masked, value))
+    value = text(_REPEATED.split(value[:MAX_LENGTH], maxsplit=1)[0]).strip()
+    for _ in range(_PASSES):
+        masked = text(_IN_TEXT.sub(_masked, value)).strip()
+        if masked == value:
+            break
+        value = masked
+    return value
 
 
 def _masked(found: re.Match[str]) -> str:

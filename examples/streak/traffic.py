@@ -99,10 +99,10 @@ async def drive(
         seconds = _DEFAULT_SECONDS
     counts = Counts()
     mix = Mix(secret, random.Random(seed))
-    pace = _Pace(rate, seconds, requests)
     # As many connections as workers, each used again and again: ports don't run out.
     limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
     async with httpx.AsyncClient(base_url=base_url, limits=limits, timeout=_TIMEOUT_S, trust_env=False) as client:
+        pace = _Pace(rate, seconds, requests)
         workers = [_work(client, mix, pace, counts, on_progress) for _ in range(concurrency)]
         await asyncio.gather(*workers)
     return counts

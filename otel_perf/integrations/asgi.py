@@ -58,7 +58,8 @@ class Middleware:
             await self._other(scope, receive, send)
             return
         share = self.share
-        if share.span or share.duration:
+        # What FastAPI leaves in the scope was counted in already where its own telemetry stays on.
+        if share.duration and not self._native:
             share = others.around(scope, send) or share
         request = scope[MARK] = Request(self.routes, share, scope, send)
         request.begin()

@@ -40,7 +40,13 @@ def matches(target: object) -> bool:
 
 
 def instrument(target: Cache) -> Undo:
-    """Measures what goes through one cache, whatever its backends are and when they are set up."""
+    """Measures what goes through one cache, whatever its backends are and when they are set up.
+
+    Raises:
+        ImportError: for a cashews before 7.5, where a middleware does not reach the backends that are there already.
+    """
+    if not hasattr(target, "_middlewares"):
+        raise ImportError("measuring cashews needs 7.5 or later: pip install 'otel-perf[cashews]'")
     middlewares: Any = getattr(target, "_default_middlewares", None)
 
     def remove() -> None:

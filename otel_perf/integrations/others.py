@@ -39,12 +39,12 @@ _ALL_BUT_SPAN = Share(span=False, duration=True, active=True)
 def within(stack: Any) -> tuple[str, Share] | None:
     """Who measures among the middlewares of a stack, and what is left for us; None where nobody does."""
     for each in _chain(stack):
-        kind: type[Any] = type(each)
-        if kind.__name__ != "OpenTelemetryMiddleware":
+        module, name = _kind(each)
+        if name != "OpenTelemetryMiddleware":
             continue
-        if kind.__module__ == _CONTRIB:
+        if module == _CONTRIB:
             return "opentelemetry-instrumentation-asgi", _beside(each)
-        if kind.__module__ == "starlette.middleware.opentelemetry":
+        if module == "starlette.middleware.opentelemetry":
             return "starlette.middleware.opentelemetry", _ALL_BUT_SPAN
     return None
 
@@ -58,9 +58,13 @@ def around(scope: MutableMapping[str, Any], send: Any) -> Share | None:
     # The upstream middleware leaves nothing in the scope, but hands on a `send` of its own.
     if type(send) is FunctionType and send.__code__.co_name == "otel_send" and send.__closure__:
         for cell in send.__closure__:
-            if type(cell.cell_contents).__name__ == "OpenTelemetryMiddleware":
+            if _kind(cell.cell_contents) == (_CONTRIB, "OpenTelemetryMiddleware"):
                 return _beside(cell.cell_contents)
     return None
+
+
+def _kind(of: object) -> tuple[str, str]:
+    return type(of).__module__, type(of).__name__
 
 
 def _beside(upstream: Any) -> Share:

@@ -128,7 +128,7 @@ def _pool(client: Any) -> Any:
     if pool is not None:
         return pool
     # A cluster client has many pools; what it shares with its pipelines is a manager of nodes, or itself.
-    client = getattr(client, "cluster_client", client)
+    client = getattr(client, "cluster_client", None) or getattr(client, "_client", client)
     return client if isinstance(client, redis.asyncio.RedisCluster) else client.nodes_manager
 
 

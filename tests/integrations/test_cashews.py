@@ -314,6 +314,14 @@ def test_cancelled(telemetry: Telemetry) -> None:
     assert point.attributes["error.type"] == "asyncio.exceptions.CancelledError"
 
 
+def test_an_old_cashews_is_refused() -> None:
+    """Where a middleware would not be called, the message says what to install instead of measuring nothing."""
+    cache = _memory()
+    del cache._middlewares
+    with pytest.raises(ImportError, match=r"7\.5 or later"):
+        instrument(cache)
+
+
 def test_hostile_keys(telemetry: Telemetry) -> None:
     """Huge and strange keys cost no more than their length and appear nowhere."""
 

@@ -14,7 +14,6 @@ import redis
 import redis.asyncio
 from opentelemetry.instrumentation.redis import RedisInstrumentor
 from opentelemetry.trace import SpanKind, StatusCode
-from redis.observability import MetricGroup, OTelConfig, get_observability_instance, reset_observability_instance
 
 from collector import servers
 from otel_perf import instrument, measure, strategy
@@ -327,6 +326,24 @@ def test_another_wrapper_stays(telemetry: Telemetry, client: redis.Redis, monkey
     assert _cache(telemetry) == {("get", "USER", "miss"): 1}
 
 
+def test_a_wrapper_that_hides_ours(telemetry: Telemetry, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where others wrapped ours without saying so, a second wrapper of ours comes above: one command is still one."""
+    monkeypatch.setattr(redis.Redis, "execute_command", redis.Redis.execute_command)  # puts it back at the end
+    handle = instrument(client)
+    ours = redis.Redis.execute_command
+
+    def theirs(self: Any, *args: Any, **options: Any) -> Any:
+        return ours(self, *args, **options)
+
+    monkeypatch.setattr(redis.Redis, "execute_command", theirs)
+    handle.undo()
+    with instrument(client):
+        client.get("user:1")
+
+    assert _cache(telemetry) == {("get", "USER", "miss"): 1}
+    assert [span.name for span in telemetry.spans] == ["GET"]
+
+
 def test_a_cancelled_command(telemetry: Telemetry, redis_server: Any) -> None:
     """A cancelled command is ended with the cancellation as its type; nothing stays current."""
 
@@ -359,7 +376,13 @@ def test_threads(telemetry: Telemetry, client: redis.Redis) -> None:
 
 def test_redis_own_metrics_are_not_doubled(telemetry: Telemetry, client: redis.Redis) -> None:
     """Where redis-py's own command metrics are on, they count; the span stays, and what they leave out is ours."""
-    from redis.observability import recorder
+    from redis.observability import (
+        MetricGroup,
+        OTelConfig,
+        get_observability_instance,
+        recorder,
+        reset_observability_instance,
+    )
 
     config = OTelConfig(metric_groups=[MetricGroup.COMMAND], exclude_commands=["SET"])
     get_observability_instance().init(config)

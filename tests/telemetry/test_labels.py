@@ -1,0 +1,38 @@
+"""Labels are made clean once and told apart by a hashable key."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from enum import Enum
+
+from otel_perf.telemetry import labels
+
+
+class Colour(str, Enum):
+    RED = "red"
+
+
+def test_every_exporter_can_write_a_clean_label():
+    """Enumerations give their value, foreign objects their text, lists become tuples, half surrogates go."""
+    clean = labels.clean(
+        {"a": Colour.RED, "b": Decimal("1.5"), "c": ["x", 1], "d": "\ud800", "e": None, "f": True, "g": 2.5, "h": "x" * 9999}
+    )
+    assert clean == {"a": "red", "b": "1.5", "c": ("x", 1), "d": "?", "e": None, "f": True, "g": 2.5, "h": "x" * 2048}
+    assert type(clean["a"]) is str
+
+
+def test_line_ends_stay():
+    """Exporters escape what their format cannot hold; cleaning is not their work."""
+    assert labels.clean({"a": "x\ny"}) == {"a": "x\ny"}
+
+
+def test_lists_have_a_key():
+    """What cannot be hashed is told apart by its clean form, whatever the order of the labels."""
+    assert labels.key({"a": [1, 2], "b": "x"}) == labels.key({"b": "x", "a": (1, 2)})
+    assert labels.key({"a": [1, 2]}) != labels.key({"a": [2, 1]})
+
+
+def test_the_widest_label():
+    """The label with most different values, or none."""
+    assert labels.widest({"a": "x", "b": index} for index in range(5)) == "b"
+    assert labels.widest([]) == ""
