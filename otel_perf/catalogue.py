@@ -9,6 +9,7 @@ Handles may be made before `configure()`; until then nothing is recorded.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +18,15 @@ from otel_perf import conventions, guard
 from otel_perf.conventions import InstrumentKind, Metric
 from otel_perf.telemetry import runtime
 from otel_perf.telemetry.meter import sampled
+from otel_perf.telemetry.numbers import plain
 
 __all__ = ["CounterHandle", "GaugeHandle", "HistogramHandle", "attach", "counter", "gauge", "histogram", "watch"]
 
 Number = int | float
 Observed = Number | Iterable[tuple[Number, Mapping[str, Any]]] | None
+
+# What the specification allows as the name of an instrument.
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.\-/]{0,254}")
 
 _observed: list[tuple[Metric, Callable[[], Observed]]] = []
 
@@ -35,7 +40,7 @@ class _Handle:
         if in_force is None:
             return
         try:
-            kind = self.metric.kind
+            kind, value = self.metric.kind, plain(value)
             _check(self.metric, value, labels)
             series = in_force.at(self.metric, tuple(labels.get(key) for key in self.metric.attributes))
             series.record(sampled(value) if kind != "gauge" and in_force.exemplars else value)
@@ -59,7 +64,7 @@ class CounterHandle(_Handle):
 
     __slots__ = ()
 
-    def add(self, amount: Number = 1, **labels: Any) -> None:
+    def add(self, amount: Number = 1, /, **labels: Any) -> None:
         """Adds an amount of 0 or more."""
         self._record(amount, labels)
 
@@ -69,7 +74,7 @@ class HistogramHandle(_Handle):
 
     __slots__ = ()
 
-    def record(self, value: Number, **labels: Any) -> None:
+    def record(self, value: Number, /, **labels: Any) -> None:
         """Records one value of 0 or more, in the metric's unit."""
         self._record(value, labels)
 
@@ -79,7 +84,7 @@ class GaugeHandle(_Handle):
 
     __slots__ = ()
 
-    def set(self, value: Number, **labels: Any) -> None:
+    def set(self, value: Number, /, **labels: Any) -> None:
         """Sets the value, in the metric's unit."""
         self._record(value, labels)
 
@@ -87,8 +92,16 @@ class GaugeHandle(_Handle):
 def _declare(
     name: str, kind: InstrumentKind, *, unit: str, attributes: Sequence[str], about: str, buckets: Sequence[float] = ()
 ) -> Metric:
-    if list(buckets) != sorted(set(buckets)):
-        raise ValueError(f"buckets of {name!r} must rise: {buckets!r}; sort them and remove equal ones")
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"metric name {name!r}: begin with a letter, then letters, digits, `.`, `_`, `-` and `/`, 255 at most"
+        )
+    if isinstance(attributes, str):
+        raise ValueError(f"attributes of {name!r} is the text {attributes!r}: write ({attributes!r},)")  # noqa: TRY004
+    if list(buckets) != sorted(set(buckets)) or not all(math.isfinite(bound) for bound in buckets):
+        raise ValueError(f"buckets of {name!r} must rise: {buckets!r}; sort them, without equal or infinite ones")
+    if len(set(attributes)) != len(attributes) or "" in attributes or "le" in attributes:
+        raise ValueError(f"attributes of {name!r} are {attributes!r}: name each once, none empty, none `le`")
     bounds = tuple(float(bound) for bound in buckets)
     return conventions.declare(Metric(name, unit, kind, about, tuple(attributes), bounds))
 
@@ -131,7 +144,7 @@ def _attach(to: runtime.Runtime, metric: Metric, observe: Callable[[], Observed]
         answer = observe()
         if answer is None:
             return []
-        return [(answer, {})] if isinstance(answer, (int, float)) else list(answer)
+        return list(answer) if isinstance(answer, Iterable) else [(answer, {})]
 
     to.instrument(metric).observers.append(pairs)
 

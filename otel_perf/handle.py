@@ -44,7 +44,9 @@ class Measured:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._mine().stop(error)
+        mine = self._mine()
+        if mine is not None:
+            mine.stop(error)
 
     async def __aenter__(self) -> Operation:
         return self.__enter__()
@@ -52,16 +54,25 @@ class Measured:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._mine().stop(error)
+        self.__exit__(kind, error, trace)
 
-    def _mine(self) -> Operation:
+    def _mine(self) -> Operation | None:
         mine = operation.current()
         while mine is not None:
             if mine in self._open:
                 self._open.remove(mine)
                 return mine
             mine = mine.parent
-        return self._open.pop()  # left in another context than it was entered in
+        # Stopped by hand within the block, or left in another context than it was entered in, as in a sync dependency
+        # of FastAPI with a `yield`: there what is around it (the request) tells whose it is.
+        around = operation.current()
+        opened = self._open[::-1]
+        mine = next((each for each in opened if each.stopped), None)
+        mine = mine or next((each for each in opened if each.parent is around), None)
+        mine = mine or next(iter(opened), None)
+        if mine is not None:
+            self._open.remove(mine)
+        return mine
 
     def __call__(self, function: F) -> F:
         """Decorates a function, coroutine function, generator function or async generator function.
@@ -158,16 +169,11 @@ def _wrap_generator(measured: Measured, function: Callable[..., Any]) -> Callabl
                     return stop.value
                 finally:
                     begun.deactivate()
+                if isinstance(thrown, GeneratorExit):
+                    raise RuntimeError("generator ignored GeneratorExit")  # noqa: TRY004, TRY301  # in Python's own words
                 try:
                     sent, thrown = (yield item), None
-                except GeneratorExit:
-                    begun.activate()
-                    try:
-                        source.close()
-                    finally:
-                        begun.deactivate()
-                    raise
-                except BaseException as error:
+                except BaseException as error:  # `close` too: what the generator makes of it is its own affair
                     sent, thrown = None, error
         except GeneratorExit:  # left early, which is no failure
             raise
@@ -176,6 +182,7 @@ def _wrap_generator(measured: Measured, function: Callable[..., Any]) -> Callabl
             raise
         finally:
             begun.stop(failure)
+            failure = thrown = None  # a failure and this frame must not keep each other alive
 
     return generator
 
@@ -215,5 +222,6 @@ def _wrap_async_generator(measured: Measured, function: Callable[..., Any]) -> C
             raise
         finally:
             begun.stop(failure)
+            failure = thrown = None  # a failure and this frame must not keep each other alive
 
     return generator

@@ -48,7 +48,10 @@ def _duration_s(name: str, every: str | float) -> float:
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*", every)
         seconds = float(found[1]) * _UNITS_S[found[2]] if found else 0.0
     else:
-        seconds = float(every)
+        try:
+            seconds = float(every)
+        except (TypeError, ValueError):  # a timedelta, say
+            seconds = 0.0
     if not 0 < seconds < math.inf:
         raise ValueError(f"every of job {name!r} is {every!r}: give seconds, or a duration such as '30s', '15m', '1d'")
     return seconds

@@ -19,6 +19,7 @@ from otel_perf import conventions as c
 from otel_perf.handle import Measured
 from otel_perf.telemetry import runtime
 from otel_perf.telemetry.meter import sampled
+from otel_perf.telemetry.numbers import plain
 from otel_perf.telemetry.operation import CACHE, EXTERNAL, JOB, QUERY, REQUEST, STEP
 
 __all__ = ["Measure", "measure"]
@@ -94,12 +95,13 @@ class Measure:
 
 
 def _add_step(in_force: runtime.Runtime, name: str, category: str | None, seconds: float, items: int | None) -> None:
+    seconds = plain(seconds)
     if not 0 <= seconds < math.inf:
         raise ValueError(f"seconds of {name!r} is {seconds}: give a duration of 0 or more")
     value = sampled(seconds) if in_force.exemplars else seconds
     in_force.at(c.STEP_DURATION, (name, category, None)).record(value)
-    if items and items > 0:
-        in_force.at(c.STEP_ITEM_COUNT, (name, category)).record(items)
+    if items and 0 < items < math.inf:
+        in_force.at(c.STEP_ITEM_COUNT, (name, category)).record(plain(items))
 
 
 measure = Measure()

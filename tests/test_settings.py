@@ -149,7 +149,9 @@ def test_a_bad_argument_says_name_value_and_remedy(arguments, message):
 def test_a_bad_variable_is_named_as_it_was_set(monkeypatch):
     """The message names the variable, not our field."""
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "sometimes")
-    with pytest.raises(SettingsError, match="OTEL_TRACES_SAMPLER='sometimes' cannot be used: expected one of always_on"):
+    with pytest.raises(
+        SettingsError, match="OTEL_TRACES_SAMPLER='sometimes' cannot be used: expected one of always_on"
+    ):
         Settings.load()
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_on")
     monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "soon")

@@ -24,7 +24,6 @@ ENGINES = ("ours", "native", "upstream")
 
 _log = logging.getLogger("otel_perf")
 _STATE = "_otel_perf_instrumented"
-_UPSTREAM_FLAG = "_is_instrumented_by_opentelemetry"
 
 
 def matches(target: Any) -> bool:
@@ -115,9 +114,7 @@ class _Instrumented:
         except Exception:
             guard.note("the upstream instrumentation")
             return stack
-        # So that nobody else puts it in a second time.
-        setattr(self._app, _UPSTREAM_FLAG, True)
-        self._undo += [undo, Undo(lambda: setattr(self._app, _UPSTREAM_FLAG, False))]
+        self._undo.append(undo)
         return wrapped
 
     def _share_beside(self, name: str, share: Share) -> Share:

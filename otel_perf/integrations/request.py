@@ -176,10 +176,10 @@ class Request:
 
     def _respond(self, message: Message) -> Message:
         try:
-            self.status = message["status"]
+            self.status = int(message["status"])  # enumerations of statuses are written as their names
             self._trailers = bool(message.get("trailers"))
             self._headers = sent = list(message.get("headers", ()))
-            names = {bytes(name).lower(): value for name, value in sent}
+            names = {name.lower(): value for name, value in sent}
             own = names.get(b"x-request-id")
             if own is not None:
                 # A middleware of the app's own gives ids: what the client sees counts.

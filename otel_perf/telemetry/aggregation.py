@@ -19,6 +19,8 @@ from opentelemetry.sdk.metrics.export import (
     NumberDataPoint,
 )
 
+from otel_perf.telemetry.numbers import plain
+
 __all__ = ["Cell", "Explicit", "Exponential", "LastValue", "Number", "Point", "Sampled", "Sum", "Value", "quantile"]
 
 Number: TypeAlias = "int | float"
@@ -69,7 +71,8 @@ class Sum:
         if not self._touched:
             return None
         exemplars = [_exemplar(self._exemplar)] if self._exemplar else []
-        return NumberDataPoint(attributes, start_ns, now_ns, self.total, exemplars)
+        # A sum of whole numbers can outgrow the 64 bits that exporters write.
+        return NumberDataPoint(attributes, start_ns, now_ns, plain(self.total), exemplars)
 
     def reset(self) -> None:
         self.total, self._touched, self._exemplar = 0, False, None
@@ -239,7 +242,7 @@ class Exponential:
 def quantile(histogram: Exponential, share: float) -> float | None:
     """The value below which `share` (0 to 1) of the values lie; None without values.
 
-    It is the geometric middle of its bucket, held within the smallest and largest value seen.
+    It is the geometric middle of its bucket, held within the smallest and largest value seen; the last is exact.
     """
     if not histogram.count:
         return None
@@ -247,6 +250,8 @@ def quantile(histogram: Exponential, share: float) -> float | None:
     seen = histogram.zeros
     if rank <= seen:
         return 0.0
+    if rank >= histogram.count:
+        return float(histogram.maximum)
     for index in sorted(histogram.buckets):
         seen += histogram.buckets[index]
         if seen >= rank:

@@ -14,6 +14,7 @@ from otel_perf import guard
 from otel_perf.conventions import Metric
 from otel_perf.telemetry import labels
 from otel_perf.telemetry.aggregation import Number, Value
+from otel_perf.telemetry.numbers import plain
 
 if TYPE_CHECKING:
     from otel_perf.telemetry.series import Registry
@@ -118,7 +119,7 @@ class Instrument:
             for value, attributes in observer():
                 clean = labels.clean(attributes)
                 key = labels.key(clean)
-                # `isnan` raises for what is no number, which no exporter could write.
+                value = plain(value)  # noqa: PLW2901 -- raises for what is no number, which no exporter could write
                 if not math.isnan(value) and (key in told or len(told) < self.registry.cardinality_limit):
                     told[key] = (value, clean)
         except Exception:  # callbacks are the application's: one that fails costs only itself

@@ -35,6 +35,7 @@ from otel_perf import guard
 from otel_perf.conventions import InstrumentKind, Metric, buckets_for
 from otel_perf.telemetry import sdk
 from otel_perf.telemetry.aggregation import Value
+from otel_perf.telemetry.numbers import plain
 from otel_perf.telemetry.series import Collected, Cursor, Instrument, Observe, Registry
 
 __all__ = ["Meter", "MeterProvider", "Readers", "metrics_data", "sampled"]
@@ -64,6 +65,7 @@ class _Recorder:
     def _put(self, amount: float, attributes: Attributes, context: Context | None) -> None:
         try:
             # Sums and distributions would never recover from what is not a number, or without bounds.
+            amount = plain(amount)
             if self.instrument.metric.kind == "gauge" or self._low <= amount < math.inf:
                 value = sampled(amount, context) if self._exemplars else amount
                 self.instrument.of(attributes or {}).record(value)

@@ -21,6 +21,7 @@ from otel_perf import conventions as c
 from otel_perf import guard, redaction
 from otel_perf.conventions import Metric
 from otel_perf.telemetry import runtime, sdk
+from otel_perf.telemetry.numbers import plain
 
 __all__ = [
     "CACHE",
@@ -188,15 +189,19 @@ class Operation:
         elapsed_ns = (time.perf_counter_ns() if ended_ns is None else ended_ns) - self.started_ns
         self.seconds = elapsed_ns / 1e9
         try:
-            if error is not None and self.error_type is None:
-                self._fail(error)
+            if error is not None:
+                self.fail(error)
+            self._measure()
+            self._end(ended_ns)
+        finally:
+            if deactivate and (self._token is not None or self._context_token is not None):
+                self.deactivate()
+
+    def _measure(self) -> None:
+        try:
             self._record()
         except Exception:
             guard.note(f"measuring a {self.kind.name}")
-        finally:
-            self._end(ended_ns)
-            if deactivate and (self._token is not None or self._context_token is not None):
-                self.deactivate()
 
     def _end(self, ended_ns: int | None) -> None:
         try:
@@ -229,7 +234,7 @@ class Operation:
         if kind.active is not None:
             in_force.at(kind.active, values).record(-1)
         if kind.items is not None and self.items and 0 < self.items < math.inf:
-            in_force.at(kind.items, values).record(self.items)
+            in_force.at(kind.items, values).record(plain(self.items))
         if kind.last_success is not None and self.error_type is None:
             in_force.at(kind.last_success, values).record(time.time())
         if kind.slow is not None and self.seconds is not None and self.seconds >= in_force.slow_query_s:
@@ -240,7 +245,7 @@ class Operation:
             keys = self.kind.duration.attributes
             attributes = {k: v for k, v in zip(keys, self.labels, strict=True) if v is not None}
             if self.items is not None and self.kind.items is not None:
-                attributes[self.kind.items.name] = self.items
+                attributes[self.kind.items.name] = plain(self.items)
             span.set_attributes(redaction.redact(attributes))
             if self.error_type is not None:
                 span.set_status(Status(StatusCode.ERROR))

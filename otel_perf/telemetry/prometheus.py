@@ -18,6 +18,8 @@ from opentelemetry.sdk.metrics import Exemplar
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, NumberDataPoint
 from opentelemetry.sdk.resources import Resource
 
+from otel_perf import guard
+from otel_perf.telemetry.numbers import plain
 from otel_perf.telemetry.series import Collected, Cursor, Registry
 
 __all__ = ["OPENMETRICS", "TEXT", "Exposition", "family_name"]
@@ -56,6 +58,7 @@ class _Family:
     kind: str
     about: str
     lines: list[str] = field(default_factory=list[str])
+    seen: set[str] = field(default_factory=set[str])
 
 
 class Exposition:
@@ -68,7 +71,10 @@ class Exposition:
         """All metrics up to now, in OpenMetrics or in the older text format."""
         families: dict[str, _Family] = {}
         for each in self._cursor.collect():
-            _add(families, each, openmetrics)
+            try:
+                _add(families, each, openmetrics)
+            except Exception:  # one metric that cannot be written costs itself and not the scrape
+                guard.note(f"writing metric {each.instrument.metric.name}")
         info = _labels(resource.attributes)
         if openmetrics:
             target = _Family("target", "info", "Target metadata", [f"target_info{info} 1"])
@@ -97,14 +103,20 @@ def _add(families: dict[str, _Family], collected: Collected, openmetrics: bool) 
     scope = {"otel_scope_name": instrument.scope.name}
     for point in collected.points:
         labels = {**(point.attributes or {}), **scope}
+        written = _labels(labels)
+        if written in family.seen:  # names or labels that differ only in what Prometheus cannot write
+            continue
+        family.seen.add(written)
         if isinstance(point, HistogramDataPoint):
             family.lines.extend(_histogram(base, point, labels, openmetrics))
         elif isinstance(point, NumberDataPoint):
             tail = _exemplar(point.exemplars, openmetrics and kind == "counter")
-            family.lines.append(f"{sample}{_labels(labels)} {_number(point.value)}{tail}")
+            family.lines.append(f"{sample}{written} {_number(point.value)}{tail}")
 
 
 def _histogram(name: str, point: HistogramDataPoint, labels: dict[str, Any], openmetrics: bool) -> Iterator[str]:
+    if "le" in labels:  # it is the bucket's own label here
+        labels["exported_le"] = labels.pop("le")
     bounds = [*point.explicit_bounds, math.inf]
     by_bucket: dict[int, Exemplar] = {}
     for exemplar in point.exemplars:
@@ -114,9 +126,9 @@ def _histogram(name: str, point: HistogramDataPoint, labels: dict[str, Any], ope
         total += count
         tail = _exemplar([by_bucket[index]] if index in by_bucket else [], openmetrics)
         yield f"{name}_bucket{_labels({**labels, 'le': _number(float(bound))})} {total}{tail}"
-    plain = _labels(labels)
-    yield f"{name}_count{plain} {point.count}"
-    yield f"{name}_sum{plain} {_number(point.sum)}"
+    whole = _labels(labels)
+    yield f"{name}_count{whole} {point.count}"
+    yield f"{name}_sum{whole} {_number(point.sum)}"
 
 
 def _exemplar(exemplars: Iterable[Exemplar], wanted: bool) -> str:
@@ -152,6 +164,7 @@ def _escape(value: str, *, quotes: bool = True) -> str:
 
 
 def _number(value: float) -> str:
+    value = plain(value)
     if isinstance(value, int):
         return str(value)
     if math.isinf(value):

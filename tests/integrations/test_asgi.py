@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Any
 
 import httpx
@@ -19,8 +20,9 @@ from opentelemetry import baggage, propagate, trace
 from opentelemetry.trace import SpanKind, StatusCode
 
 import otel_perf
-from otel_perf import instrument, measure
-from otel_perf.integrations import asgi, registry
+from otel_perf import guard, instrument, measure
+from otel_perf.integrations import asgi, headers, registry, request
+from otel_perf.integrations.routes import Routes
 from otel_perf.telemetry import logs, operation
 from tests.asking import ask, ask_all, scope
 from tests.serving import served
@@ -148,6 +150,13 @@ def test_an_id_that_the_app_gives_itself_wins_and_is_there_once(telemetry):
     response = ask(instrument(answering(own, BODY)), "/")
     assert response.headers.get_list("x-request-id") == ["mine"]
     assert telemetry.span("GET").attributes["http.request.header.x-request-id"] == "mine"
+
+
+def test_a_status_that_is_an_enumeration_is_a_number(telemetry):
+    """Apps may answer with `HTTPStatus.OK`: span and metric say 200."""
+    drive(instrument(answering({**START, "status": HTTPStatus.ACCEPTED}, BODY)))
+    for attributes in (telemetry.span("GET").attributes, telemetry.points(DURATION)[0].attributes):
+        assert type(attributes["http.response.status_code"]) is int
 
 
 def test_a_response_that_is_sent_again_and_again_does_not_grow(telemetry):
@@ -457,6 +466,63 @@ def test_configure_may_come_after_instrument(telemetry):
     telemetry.restart()
     assert ask(app, "/").status_code == 200
     assert len(telemetry.spans) == 1
+
+
+def test_a_configure_in_the_middle_of_a_request_leaves_counts_whole(telemetry):
+    """A request that began before another `configure()` is not taken off the active ones that count anew."""
+
+    async def app(scope, receive, send):
+        telemetry.restart()
+        await answering()(scope, receive, send)
+
+    assert drive(instrument(app))[0]["status"] == 200
+    assert [point.value for point in telemetry.points(ACTIVE)] in ([], [0])
+
+
+def test_faults_of_ours_are_kept_from_the_app(telemetry, monkeypatch):
+    """Where something of ours breaks, at the start, in the middle or at the end, the app answers as ever."""
+    monkeypatch.setattr("otel_perf.guard.strict", False)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError
+
+    for owner, name in ((request, "_current_plan"), (Routes, "template"), (headers, "attributes")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            assert drive(instrument(answering()))[1] == BODY
+    assert guard.errors == 3
+
+
+def test_a_message_that_is_none_is_the_servers_to_refuse(telemetry, monkeypatch):
+    """A response start without a status, or with headers that are none, is handed on as it is."""
+    monkeypatch.setattr("otel_perf.guard.strict", False)
+    for start in ({"type": "http.response.start"}, {**START, "headers": 7}):
+        assert drive(instrument(answering(start, BODY)))[0] is start
+    events = {**START, "headers": [(7, 8)]}
+    assert drive(instrument(answering(events)))[0] is events
+    assert len(telemetry.spans) == 3
+
+
+def test_other_event_loops_flush_by_anyio(telemetry, monkeypatch):
+    """Without a running asyncio loop, as under trio, the flush goes through anyio, which is there then."""
+    told = []
+
+    async def run_sync(call: Any) -> None:
+        call()
+
+    monkeypatch.setattr("anyio.to_thread.run_sync", run_sync)
+    monkeypatch.setattr(telemetry.runtime.pipeline, "flush", lambda: told.append("flushed"))
+
+    async def app(scope, receive, send):
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def send(message: Any) -> None:
+        told.append(message["type"])
+
+    running = instrument(app)({"type": "lifespan"}, None, send)
+    with pytest.raises(StopIteration):
+        running.send(None)
+    assert told == ["flushed", "lifespan.shutdown.complete"]
 
 
 def test_websockets_pass_untouched(telemetry):

@@ -154,6 +154,18 @@ def test_configure_may_come_late_and_come_again(telemetry, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_settings_of_the_next_configure_hold(telemetry, engine):
+    """What is switched off by another `configure()` is off for every engine."""
+    app = build()
+    with instrument(app, engine=engine):
+        ask(app, "/api/items/1")
+        assert [len(point.exemplars) for point in telemetry.points(DURATION)] == [1]
+        telemetry.restart(exemplars=False, trace_response=False)
+        assert "traceresponse" not in ask(app, "/api/items/1").headers
+        assert [len(point.exemplars) for point in telemetry.points(DURATION)] == [0]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_undo_takes_the_engine_away(telemetry, engine):
     """After undo neither ours nor the engine measures, and the app can have another engine."""
     app = build()

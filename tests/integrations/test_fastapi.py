@@ -250,6 +250,39 @@ def test_routes_that_come_later_are_found(telemetry):
     ]  # fmt: skip
 
 
+def test_a_path_that_fits_no_way_to_an_endpoint_is_no_guess(telemetry):
+    """Where an endpoint has two routes and the path was changed on the way, no route is better than a wrong one."""
+
+    async def changing(request: Request) -> PlainTextResponse:
+        request.scope["path"] = "/elsewhere"
+        return PlainTextResponse("ok")
+
+    app = FastAPI()
+    for path in ("/one/{a}", "/two/{a}"):
+        app.add_route(path, changing)
+    instrument(app)
+    ask(app, "/two/1")
+    assert routes(telemetry) == [None]
+
+
+def test_routes_that_cannot_be_read_cost_the_template_only(telemetry, monkeypatch):
+    """A fault while walking the routes is kept from the app."""
+    monkeypatch.setattr("otel_perf.guard.strict", False)
+
+    class Odd(Route):
+        effective_route_contexts = None
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == "effective_route_contexts":
+                raise ZeroDivisionError
+            return super().__getattribute__(name)
+
+    app = Starlette(routes=[Odd("/odd/{x}", ok)])
+    instrument(app)
+    assert ask(app, "/odd/1").status_code == 200
+    assert len(telemetry.spans) == 1
+
+
 def test_routes_of_nobodys_making_cost_a_few_walks_only(telemetry, monkeypatch):
     """Routing that no walk can see falls back to what the route says of itself, and is not searched for ever."""
     walks = []

@@ -15,7 +15,16 @@ class Colour(str, Enum):
 def test_every_exporter_can_write_a_clean_label():
     """Enumerations give their value, foreign objects their text, lists become tuples, half surrogates go."""
     clean = labels.clean(
-        {"a": Colour.RED, "b": Decimal("1.5"), "c": ["x", 1], "d": "\ud800", "e": None, "f": True, "g": 2.5, "h": "x" * 9999}
+        {
+            "a": Colour.RED,
+            "b": Decimal("1.5"),
+            "c": ["x", 1],
+            "d": "\ud800",
+            "e": None,
+            "f": True,
+            "g": 2.5,
+            "h": "x" * 9999,
+        }
     )
     assert clean == {"a": "red", "b": "1.5", "c": ("x", 1), "d": "?", "e": None, "f": True, "g": 2.5, "h": "x" * 2048}
     assert type(clean["a"]) is str

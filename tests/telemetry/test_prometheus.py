@@ -8,7 +8,7 @@ from opentelemetry.sdk.resources import Resource
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from otel_perf import catalogue, measure
+from otel_perf import catalogue, guard, measure
 from otel_perf.telemetry.meter import MeterProvider
 from otel_perf.telemetry.prometheus import Exposition, family_name
 from otel_perf.telemetry.series import Registry
@@ -157,3 +157,44 @@ def test_counts_only_grow_between_scrapes(telemetry):
         text = telemetry.runtime.exposition.render(telemetry.runtime.resource, openmetrics=True)
         counts.append(samples(text)["operation_duration_seconds_count", frozenset({("operation_name", "load")})].value)
     assert counts == [2, 5]
+
+
+def test_series_that_look_alike_are_written_once():
+    """Two metrics whose names are one in Prometheus do not give the same line twice, which would cost the scrape."""
+    registry = Registry()
+    exposition = Exposition(registry)
+    meter = MeterProvider(registry, Resource({})).get_meter("m")
+    meter.create_counter("shop.sold", "{item}").add(1)
+    meter.create_counter("shop_sold", "{item}").add(2)
+
+    text = exposition.render(Resource({}), openmetrics=True)
+    assert text.count("shop_sold_total{") == 1
+    assert samples(text)["shop_sold_total", frozenset()].value == 1
+
+
+def test_a_label_le_of_the_apps_own():
+    """A histogram's own label `le` keeps its value under another name beside the bucket's."""
+    registry = Registry()
+    exposition = Exposition(registry)
+    meter = MeterProvider(registry, Resource({})).get_meter("m")
+    meter.create_histogram("size", "By", explicit_bucket_boundaries_advisory=[1.0]).record(3, {"le": "paris"})
+
+    read = samples(exposition.render(Resource({}), openmetrics=True))
+    assert read["size_bytes_count", frozenset({("exported_le", "paris")})].value == 1
+    assert read["size_bytes_bucket", frozenset({("exported_le", "paris"), ("le", "+Inf")})].value == 1
+
+
+def test_one_metric_that_cannot_be_written_costs_only_itself(monkeypatch):
+    """A point that breaks the writer is left out and counted; the rest of the scrape is whole."""
+    monkeypatch.setattr(guard, "strict", False)
+    registry = Registry()
+    exposition = Exposition(registry)
+    meter = MeterProvider(registry, Resource({})).get_meter("m")
+    meter.create_gauge("good").set(1)
+    bad = meter.create_gauge("bad")
+    bad.instrument.of({}).record("no number")
+
+    read = samples(exposition.render(Resource({}), openmetrics=True))
+    assert read["good", frozenset()].value == 1
+    assert ("bad", frozenset()) not in read
+    assert guard.errors == 1

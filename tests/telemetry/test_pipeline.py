@@ -1,0 +1,241 @@
+"""The lifecycle: one deadline for all parts, truthful answers, a new start after a fork."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from otel_perf import guard
+from otel_perf.telemetry import pipeline
+from otel_perf.telemetry.pipeline import Joined, Pipeline, Ticker
+
+
+class Part:
+    """A part that notes what it is told."""
+
+    def __init__(self, answer: bool | Exception = True) -> None:
+        self.answer = answer
+        self.calls: list[tuple[str, float]] = []
+        self.release = threading.Event()
+        self.release.set()
+
+    def _tell(self, what: str, timeout_s: float = 0) -> bool:
+        self.calls.append((what, timeout_s))
+        self.release.wait(20)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def after_fork(self) -> None:
+        self._tell("fork")
+
+    def flush(self, timeout_s: float) -> bool:
+        return self._tell("flush", timeout_s)
+
+    def shutdown(self, timeout_s: float) -> bool:
+        return self._tell("shutdown", timeout_s)
+
+
+@pytest.fixture
+def make():
+    made: list[Pipeline] = []
+
+    def make(*parts: Any, timeout_s: float = 5.0) -> Pipeline:
+        made.append(Pipeline(parts, timeout_s))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.shutdown()
+
+
+def test_all_parts_are_flushed_and_stopped_once(make):
+    """Yes only when all said yes; the second shutdown does nothing."""
+    parts = [Part(), Part()]
+    line = make(*parts)
+    assert line.flush()
+    assert line.shutdown()
+    assert line.shutdown()
+    for part in parts:
+        assert [what for what, _ in part.calls] == ["flush", "shutdown"]
+        assert 0 < part.calls[0][1] <= 5
+
+
+def test_one_no_is_a_no(make):
+    """A part that lost something, or that failed, makes the answer no, and the others are still asked."""
+    parts = [Part(False), Part()]
+    assert not make(*parts).flush()
+    assert parts[1].calls
+
+
+def test_a_part_that_fails_is_a_no(make, monkeypatch):
+    """Its fault is counted and kept from the application."""
+    monkeypatch.setattr(guard, "strict", False)
+    parts = [Part(RuntimeError("part")), Part()]
+    line = make(*parts)
+    assert not line.flush(1)
+    assert guard.errors == 1
+    line.after_fork()
+    assert guard.errors == 2
+    assert [what for what, _ in parts[1].calls] == ["flush", "fork"]
+
+
+def test_a_part_that_hangs_does_not_hold_up_the_others(make):
+    """At the deadline the answer is no; the other parts were done meanwhile."""
+    hanging, quick = Part(), Part()
+    hanging.release.clear()
+    line = make(hanging, quick)
+    began = time.monotonic()
+    assert not line.flush(0.2)
+    assert time.monotonic() - began < 10
+    assert quick.calls
+    hanging.release.set()
+
+
+def test_where_no_thread_can_be_started_parts_run_in_turn(make, monkeypatch):
+    """While the interpreter goes down nothing is given up."""
+
+    def refuse(_self) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    parts = [Part(), Part()]
+    line = make(*parts)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        assert line.flush()
+    assert [len(part.calls) for part in parts] == [1, 1]
+
+
+def test_exit_shuts_down_unless_it_was_done(make, monkeypatch):
+    """The pipeline is registered for exit, and no more once it was shut down."""
+    registered: list[Any] = []
+    monkeypatch.setattr(atexit, "register", registered.append)
+    monkeypatch.setattr(atexit, "unregister", registered.remove)
+    part = Part()
+    line = make(part)
+    assert registered == [line.shutdown]
+    registered[0]()
+    assert registered == []
+    assert [what for what, _ in part.calls] == ["shutdown"]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_starts_the_parts_anew(make):
+    """In the child, what was registered runs first, then every part; a closed pipeline is left alone."""
+    order: list[str] = []
+    part, closed = Part(), Part()
+    part.after_fork = lambda: order.append("part")  # type: ignore[method-assign]
+    line = make(part)
+    line.on_fork(lambda: order.append("first"))
+    make(closed).shutdown()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if order == ["first", "part"] and closed.calls[-1][0] == "shutdown" else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert order == []
+    pipeline._after_fork_in_child()
+    assert order == ["first", "part"]
+
+
+def test_a_ticker_calls_at_its_interval_and_at_the_end():
+    """Steadily, on flush, and once more when it stops."""
+    calls = threading.Semaphore(0)
+    ticker = Ticker("test", 0.01, calls.release)
+    for _ in range(3):
+        assert calls.acquire(timeout=10)
+    assert ticker.shutdown(5)
+    while calls.acquire(blocking=False):
+        pass
+    assert ticker.flush(1)
+    assert calls.acquire(blocking=False)
+    assert not calls.acquire(timeout=0.05)
+
+
+def test_a_ticker_outlives_a_fault(monkeypatch):
+    """The next call comes all the same; a flush that fails says so."""
+    monkeypatch.setattr(guard, "strict", False)
+    calls = threading.Semaphore(0)
+
+    def fail() -> None:
+        calls.release()
+        raise RuntimeError("call")
+
+    ticker = Ticker("test", 0.01, fail)
+    for _ in range(3):
+        assert calls.acquire(timeout=10)
+    assert not ticker.flush(1)
+    assert not ticker.shutdown(5)
+    assert guard.errors >= 3
+
+
+def test_a_ticker_that_hangs_says_no():
+    """Its last call does not come, and the time is kept."""
+    hanging, entered = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        entered.set()
+        hanging.wait(20)
+
+    ticker = Ticker("test", 0.01, hang)
+    assert entered.wait(10)
+    assert not ticker.shutdown(0.05)
+    hanging.set()
+
+
+def test_a_ticker_starts_anew_after_a_fork():
+    """With a thread and an event of its own."""
+    calls = threading.Semaphore(0)
+    ticker = Ticker("test", 0.01, calls.release)
+    first = ticker._stop
+    ticker.after_fork()
+    first.set()
+    for _ in range(3):
+        assert calls.acquire(timeout=10)
+    assert ticker.shutdown(5)
+
+
+class Provider:
+    """A provider of the application's own."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+        self.flushed: list[int] = []
+
+    def force_flush(self, timeout_millis: int) -> object:
+        self.flushed.append(timeout_millis)
+        return self.answer
+
+
+@pytest.mark.parametrize(("answer", "done"), [(True, True), (None, True), (False, False)])
+def test_a_joined_provider_is_flushed_and_never_stopped(answer, done):
+    """Its own answer counts; one that says nothing is believed."""
+    provider = Provider(answer)
+    joined = Joined(provider)
+    joined.after_fork()
+    assert joined.flush(1.5) is done
+    assert joined.shutdown(0.5) is done
+    assert provider.flushed == [1500, 500]
+
+
+def test_a_joined_provider_that_cannot_be_flushed_is_no_failure():
+    """Some providers of the API have no such method."""
+    assert Joined(object()).flush(1)
+
+
+def test_what_waits_is_passed_on_first():
+    """Before the provider is flushed, on every flush and at the end."""
+    order: list[str] = []
+    provider = Provider(True)
+    provider.force_flush = lambda _: order.append("flush")  # type: ignore[method-assign,assignment]
+    ticker = Ticker("test", 3600, lambda: order.append("pass"))
+    ticker._stop.set()  # the thread that a fork leaves behind
+    joined = Joined(provider, ticker)
+    joined.after_fork()
+    assert joined.flush(1)
+    assert order == ["pass", "flush"]
+    assert joined.shutdown(5)
