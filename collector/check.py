@@ -11,21 +11,20 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from collector import pipeline, readback
+from collector import pipeline, readback, totals
 from collector.cloudtrace import CloudTrace
 from collector.report import Finding, Report, print_tables
+from collector.waiting import settled
 from examples.streak import traffic
 
 __all__ = ["Sent", "account", "run", "stack_under_check"]
 
-_DEADLINE_S = 60.0
-_POLL_S = 0.5
 _PROFILES = ("otelcol.cloudtrace-otlp.yaml", "otelcol.cloudtrace-legacy.yaml")
 _DURATION = "http_server_request_duration_seconds"
 _KINDS = ("request", "cache", "query", "external")
@@ -43,9 +42,6 @@ _WAYS = {
     "scraped": 'job="app"',
     "via_collector": 'job="collector-scrape",exported_job="streak"',
 }
-
-# Both services, by the first way: scraped series have other jobs.
-_PUSHED = 'job=~"streak|streak-push"'
 
 _Requests = Counter[tuple[str, str, str]]  # method, route, status
 # As fast as the service goes: the books are checked here, not its looks. The same seed sends the same requests.
@@ -105,16 +101,21 @@ def account(running: pipeline.Pipeline, cloud: CloudTrace, *, traces: int, say: 
     found = f"{sent.total}, and {sent.unanswered} unread"
     answered = sent.total == traces and sent.unanswered <= traces * _UNREAD_SHARE
     findings = [Finding("requests answered", f"{traces}", found, answered)]
+    findings.append(_all_routes(sent, totals.required_routes(running.streak.url)))
     findings += [_all_counted(running, sent, way, say) for way in _WAYS]
     say("jaeger: looking for every trace")
-    missing = _settled(lambda: readback.missing_traces(running.jaeger.url, sent.trace_ids), lambda left: not left)
+    missing = settled(lambda: readback.missing_traces(running.jaeger.url, sent.trace_ids), lambda left: not left)
     unique = len(sent.trace_ids)
     # Each answer names its trace, so fewer traces than requests is a fault as well.
     complete = not missing and unique == traces
     findings.append(Finding("traces in Jaeger", f"{traces}", f"{unique - len(missing)}", complete))
     findings += _whole_trace(running, cloud, began)
     findings += _cloud_trace(cloud, sent)
-    findings += _collector(running)
+    say("spans: comparing what was made with what is where")
+    made, collected = totals.of_the_collector(running)
+    findings += [*collected, *totals.of_spans(running, cloud, made, sent.trace_ids)]
+    # Last, for it is a span that no service made.
+    findings.append(totals.planted_secret(running, cloud))
     return Report(
         findings=tuple(findings),
         routes=tuple(_by_route(running, sent)),
@@ -145,9 +146,21 @@ def _drive(url: str, secret: str, requests: int) -> Sent:
     return Sent(sent, frozenset(trace_ids), unanswered)
 
 
+def _all_routes(sent: Sent, required: set[tuple[str, str]]) -> Finding:
+    """Every route that the service has was asked: what nobody sends cannot be found missing."""
+    asked = {(method, route) for method, route, _ in sent.requests}
+    unasked = sorted(required - asked)
+    found = f"{len(required) - len(unasked)}"
+    if unasked:
+        found += f"; never sent: {', '.join(' '.join(key) for key in unasked)}"
+    return Finding("routes of the service that were asked", f"{len(required)}", found, not unasked and bool(required))
+
+
 def _counted(running: pipeline.Pipeline, way: str) -> _Requests:
     labels = "http_request_method, http_route, http_response_status_code"
-    series = readback.query(running.prometheus.url, f"sum by ({labels}) ({_DURATION}_count{{{_WAYS[way]}}})")
+    # But for the one request by which the check itself asks what routes there are.
+    selector = f'{_WAYS[way]},http_route!="{totals.ROUTES_PATH}"'
+    series = readback.query(running.prometheus.url, f"sum by ({labels}) ({_DURATION}_count{{{selector}}})")
     counted: _Requests = Counter()
     for found, value in series:
         method, route, status = (found.get(label, "") for label in labels.split(", "))
@@ -158,7 +171,7 @@ def _counted(running: pipeline.Pipeline, way: str) -> _Requests:
 def _all_counted(running: pipeline.Pipeline, sent: Sent, way: str, say: pipeline.Say) -> Finding:
     say(f"prometheus: waiting for every request, {way}")
     expected = sent.requests
-    counted = _settled(lambda: _counted(running, way), lambda found: found == expected)
+    counted = settled(lambda: _counted(running, way), lambda found: found == expected)
     wrong = sorted(key for key in expected.keys() | counted.keys() if expected[key] != counted[key])
     found = f"{sum(counted.values())}"
     if wrong:
@@ -188,7 +201,7 @@ def _whole_trace(running: pipeline.Pipeline, cloud: CloudTrace, began: float) ->
     def candidates() -> list[tuple[str, str]]:
         return readback.exemplar_trace_ids(running.prometheus.url, selector, began, time.time())
 
-    exemplars = _settled(candidates, bool)
+    exemplars = settled(candidates, bool)
     opened = {trace_id: readback.trace(running.jaeger.url, trace_id) for _, trace_id in exemplars}
     whole = next((trace_id for trace_id, spans in opened.items() if not _lacking(spans)), None)
     count = sum(1 for spans in opened.values() if spans)
@@ -200,7 +213,7 @@ def _whole_trace(running: pipeline.Pipeline, cloud: CloudTrace, began: float) ->
     lacks = _lacking(opened.get(best, []))
     found = f"{best}: {len(opened.get(best, []))} spans" + (f", without {', '.join(lacks)}" if lacks else "")
     findings.append(Finding("an exemplar's trace", "request, cache, query, external; two services", found, not lacks))
-    arrived = _settled(lambda: cloud.received.trace(best), lambda spans: all(spans.values()))
+    arrived = settled(lambda: cloud.received.trace(best), lambda spans: all(spans.values()))
     findings += [
         Finding(f"the same trace in Cloud Trace, {way}", "its spans", f"{len(spans)} spans", bool(spans))
         for way, spans in arrived.items()
@@ -233,38 +246,10 @@ def _ancestor(span: readback.Span, by_id: Mapping[str, readback.Span]) -> readba
 
 def _cloud_trace(cloud: CloudTrace, sent: Sent) -> Iterator[Finding]:
     wanted = sent.trace_ids
-    for way in ("otlp", "legacy"):
+    for way in totals.CLOUD_WAYS:
         # `way` is bound at once: the check runs inside this turn of the loop.
-        arrived = _settled(lambda: wanted & cloud.received.trace_ids(way), lambda found: found == wanted)  # noqa: B023
+        arrived = settled(lambda: wanted & cloud.received.trace_ids(way), lambda found: found == wanted)  # noqa: B023
         yield Finding(f"traces in Cloud Trace, {way}", f"{len(wanted)}", f"{len(arrived)}", arrived == wanted)
-
-
-def _collector(running: pipeline.Pipeline) -> Iterator[Finding]:
-    """Compare what the services say of their spans with what the Collector says of itself, both in Prometheus."""
-    url = running.prometheus.url
-
-    def total(expression: str) -> float:
-        return sum(value for _, value in readback.query(url, expression))
-
-    def spans() -> tuple[float, float]:
-        return total(f"otel_perf_spans_made_total{{{_PUSHED}}}"), total("otelcol_receiver_accepted_spans")
-
-    made, accepted = _settled(spans, lambda both: both[0] == both[1] > 0)
-    yield Finding("spans made, and accepted by the Collector", f"{made:g}", f"{accepted:g}", made == accepted > 0)
-    lost = total('{__name__=~"otelcol_exporter_(send|enqueue)_failed_.+|otelcol_receiver_(refused|failed)_.+"}')
-    yield Finding("refused, not queued or not sent by the Collector", "0", f"{lost:g}", lost == 0)
-    faults = total(f'{{__name__=~"otel_perf_(dropped|internal_errors)_total",{_PUSHED}}}')
-    yield Finding("dropped by the services, and faults of otel_perf in them", "0", f"{faults:g}", faults == 0)
-
-
-def _settled(read: Callable[[], Any], enough: Callable[[Any], bool]) -> Any:
-    """Read until it is enough or time runs out, and return what was read last."""
-    give_up_at = time.monotonic() + _DEADLINE_S
-    while True:
-        found = read()
-        if enough(found) or time.monotonic() >= give_up_at:
-            return found
-        time.sleep(_POLL_S)
 
 
 def _say(text: str) -> None:

@@ -74,6 +74,11 @@ class Received:
         with self._lock:
             return set(self.by_way[way])
 
+    def span_count(self, way: str) -> int:
+        """Return how many spans arrived by the way; one that was sent twice counts once."""
+        with self._lock:
+            return sum(len({span["span_id"] for span in spans}) for spans in self.by_way[way].values())
+
     def trace(self, trace_id: str) -> dict[str, list[dict[str, Any]]]:
         """Return the spans of one trace, by way."""
         with self._lock:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,16 @@ from typing import TypeVar
 from collector import process, servers, tools
 from collector.server import Server, start_in, work_folder
 
-__all__ = ["PORTS", "BusyPortError", "Pipeline", "Service", "chosen_ports", "free_choice", "pipeline"]
+__all__ = [
+    "PORTS",
+    "BadProfileError",
+    "BusyPortError",
+    "Pipeline",
+    "Service",
+    "chosen_ports",
+    "free_choice",
+    "pipeline",
+]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _NEEDED = ("otelcol", "jaeger", "prometheus")
@@ -49,6 +59,10 @@ _S = TypeVar("_S", bound=Server)
 
 class BusyPortError(RuntimeError):
     """Something else listens on a port; the text says which and what to do."""
+
+
+class BadProfileError(RuntimeError):
+    """A profile of the Collector cannot be used as things are; the text says what to do."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,6 +104,9 @@ def chosen_ports(environ: Mapping[str, str], *, app: bool) -> dict[str, int]:
         given = environ.get(name) or str(usual)
         if not given.isdecimal() or not 1 <= int(given) <= 65535:
             raise BusyPortError(f"{name} is {given!r}, not a port. Remedy: set it to a number from 1 to 65535")
+        twin = next((other for other, port in ports.items() if port == int(given)), None)
+        if twin is not None:
+            raise BusyPortError(f"{name} and {twin} are both {given}. Remedy: give each a port of its own")
         ports[name] = int(given)
         if process.port_in_use(ports[name]):
             raise BusyPortError(
@@ -125,7 +142,8 @@ def pipeline(
     token = os.environ.get("OTEL_PERF_ACCESS_TOKEN") or secrets.token_urlsafe(24)
     secret = os.environ.get("STREAK_SECRET") or secrets.token_urlsafe(32)
     variables = {**{name: str(port) for name, port in ports.items()}, **extra}
-    with ExitStack() as stack:
+    configs = _checked_configs(profiles, variables)
+    with _going_down_undisturbed(say) as stack:
 
         def up(name: str, begin: Callable[[], _S]) -> _S:
             began = time.monotonic()
@@ -140,7 +158,6 @@ def pipeline(
         jaeger = up("jaeger", lambda: servers.jaeger(port=ports["JAEGER_QUERY_PORT"], env=variables))
         variables["JAEGER_OTLP_ENDPOINT"] = jaeger.otlp_grpc
         variables["PROMETHEUS_REMOTE_WRITE_URL"] = prometheus.remote_write_url
-        configs = [servers.CONFIG / name for name in ("otelcol.yaml", *profiles)]
         otelcol = up("otelcol", lambda: servers.otelcol(configs=configs, env=variables))
         if not app:
             yield Pipeline(prometheus=prometheus, jaeger=jaeger, otelcol=otelcol)
@@ -162,6 +179,42 @@ def pipeline(
             secret=secret,
             token=token,
         )
+
+
+@contextmanager
+def _going_down_undisturbed(say: Say) -> Iterator[ExitStack]:
+    stack = ExitStack()
+    try:
+        yield stack
+    finally:
+        with process.undisturbed():
+            say("stopping: the services first, so that the Collector takes their last data")
+            stack.close()
+
+
+def _checked_configs(profiles: Sequence[str], variables: Mapping[str, str]) -> list[Path]:
+    """Return the Collector's files, once it is known that it could start with them."""
+    configs = [servers.CONFIG / name for name in ("otelcol.yaml", *profiles)]
+    known = sorted(path.name for path in servers.CONFIG.glob("otelcol.*.yaml"))
+    unknown = [name for name in profiles if name not in known]
+    if unknown:
+        raise BadProfileError(f"no profile {', '.join(unknown)}. Remedy: choose from {', '.join(known)}")
+    environ = {**os.environ, **variables}
+    if profiles and not environ.get("GOOGLE_CLOUD_PROJECT"):
+        raise BadProfileError("GOOGLE_CLOUD_PROJECT is not set. Remedy: set it to the project that traces go to")
+    credentials = environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+    # Unset is not wrong: on Google's own machines there are credentials without a file.
+    if profiles and credentials and not os.access(credentials, os.R_OK):
+        raise BadProfileError(
+            f"GOOGLE_APPLICATION_CREDENTIALS is {credentials}, which cannot be read. Remedy: the path of a key file"
+        )
+    command = [str(tools.find("otelcol")), "validate"]
+    for config in configs:
+        command += ["--config", str(config)]
+    checked = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    if checked.returncode != 0:
+        raise BadProfileError(f"the Collector refuses its configuration:\n{checked.stderr.strip()}")
+    return configs
 
 
 def _prometheus(ports: Mapping[str, int], targets: Sequence[str], token: str) -> servers.Prometheus:

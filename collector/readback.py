@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Span", "exemplar_trace_ids", "missing_traces", "query", "trace"]
+__all__ = ["Span", "exemplar_trace_ids", "missing_traces", "query", "span_counts", "trace"]
 
 _TIMEOUT_S = 10.0
 _AT_ONCE = 8
@@ -86,10 +86,15 @@ def trace(jaeger_url: str, trace_id: str) -> list[Span]:
 
 def missing_traces(jaeger_url: str, trace_ids: Iterable[str]) -> list[str]:
     """Return those of the trace ids that Jaeger does not have."""
+    return [trace_id for trace_id, count in span_counts(jaeger_url, trace_ids).items() if not count]
+
+
+def span_counts(jaeger_url: str, trace_ids: Iterable[str]) -> dict[str, int]:
+    """Return how many spans Jaeger has of each trace; one that it was sent twice counts once."""
     asked = list(trace_ids)
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-        found = pool.map(lambda trace_id: bool(trace(jaeger_url, trace_id)), asked)
-        return [trace_id for trace_id, is_there in zip(asked, found, strict=True) if not is_there]
+        found = pool.map(lambda trace_id: len({span.span_id for span in trace(jaeger_url, trace_id)}), asked)
+        return dict(zip(asked, found, strict=True))
 
 
 def _get(url: str, **parameters: str) -> Any:

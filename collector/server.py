@@ -56,6 +56,7 @@ def start_in(
     *,
     healthy: process.HealthCheck,
     env: Mapping[str, str] | None = None,
+    grace_s: float = 10.0,
 ) -> process.Process:
     """Start a server in its folder; where that fails the folder goes too."""
     try:
@@ -67,6 +68,7 @@ def start_in(
             env=env,
             healthy=healthy,
             deadline_s=60,
+            grace_s=grace_s,
         )
     except BaseException:
         # The error's text holds the end of the log, so nothing is lost with the folder.

@@ -30,6 +30,9 @@ __all__ = [
     "redis",
 ]
 
+# As in docker-compose.otel.yml: the Collector hands on what it holds, but does not wait for a backend that is away.
+_OTELCOL_GRACE_S = 20.0
+
 CONFIG = Path(__file__).resolve().parent / "config"
 
 
@@ -156,7 +159,8 @@ def otelcol(
     for config in configs or [CONFIG / "otelcol.yaml"]:
         command += ["--config", str(config)]
     health_url = f"http://127.0.0.1:{variables['OTELCOL_HEALTH_PORT']}/"
-    started = start_in("otelcol", command, directory, env=variables, healthy=process.http_ok(health_url))
+    healthy = process.http_ok(health_url)
+    started = start_in("otelcol", command, directory, env=variables, healthy=healthy, grace_s=_OTELCOL_GRACE_S)
     return Otelcol(
         process=started,
         directory=directory,

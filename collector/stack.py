@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
+
+if sys.version_info < (3, 10):  # noqa: UP036 - said in words, to those who run the script with an older Python
+    sys.exit("stack.py: Python 3.10 or later is needed. Remedy: run it in the project's environment (.venv/bin/python)")
 
 if __package__ in (None, ""):  # run as a script: Python put this folder on the path, not the one above it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -24,6 +25,7 @@ __all__ = ["main"]
 
 _POLL_S = 0.5
 _MAX_TRACES = 5000
+_TOLD = (pipeline.BadProfileError, pipeline.BusyPortError, process.StartError)
 _EPILOG = """\
 examples:
   python collector/stack.py                    the pipeline and the streak service, until Ctrl-C
@@ -42,7 +44,7 @@ during a check
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    process.interrupted_by_signals()
     try:
         if options.command == "check":
             # The stand-in of Cloud Trace speaks gRPC while servers are started; these become programs of their own
@@ -52,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from collector import check
 
             return check.run(traces=options.traces, as_json=options.json)
-        return _up(app=not options.no_app, free=options.free_ports, profiles=options.profile)
-    except (tools.MissingToolError, provision.InstallError, pipeline.BusyPortError, process.StartError) as error:
+        return _up(app=not options.no_app, free=options.free_ports, profiles=options.profile, targets=options.scrape)
+    except (tools.MissingToolError, provision.InstallError, *_TOLD) as error:
         print(f"stack.py: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
@@ -75,16 +77,23 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(command="up", no_app=False, free_ports=False, profile=[])
+    parser.set_defaults(command="up", no_app=False, free_ports=False, profile=[], scrape=[])
     commands = parser.add_subparsers(dest="command", metavar="{up,check}")
     up = commands.add_parser("up", help="start everything and wait for Ctrl-C (the default)")
     up.add_argument("--no-app", action="store_true", help="leave out the streak service, Redis and PostgreSQL")
     up.add_argument("--free-ports", action="store_true", help="take free ports instead of the usual ones")
     up.add_argument("--profile", action="append", default=[], metavar="FILE", help="a further file of collector/config")
+    up.add_argument(
+        "--scrape", action="append", default=[], choices=("app", "collector-scrape"), help="have it scraped as well"
+    )
     check = commands.add_parser("check", help="start everything, drive traffic, read back what arrived")
     check.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     check.add_argument(
-        "--traces", type=_traces, default=1000, metavar="N", help="requests to send, each a trace (%(default)s)"
+        "--traces",
+        type=_traces,
+        default=1000,
+        metavar="N",
+        help="requests to send, each a trace (%(default)s); with few, chance leaves routes unasked, which is told",
     )
     return parser
 
@@ -96,17 +105,11 @@ def _traces(text: str) -> int:
     return int(text)
 
 
-def _up(*, app: bool, free: bool, profiles: Sequence[str]) -> int:
+def _up(*, app: bool, free: bool, profiles: Sequence[str], targets: Sequence[str]) -> int:
     ports = pipeline.free_choice() if free else pipeline.chosen_ports(os.environ, app=app)
-    with pipeline.pipeline(ports, app=app, profiles=profiles, say=_say) as running:
+    with pipeline.pipeline(ports, app=app, profiles=profiles, targets=targets, say=_say) as running:
         print(_addresses(running), flush=True)
-        try:
-            return _watch(running)
-        finally:
-            # From here on everything goes down in order; a second Ctrl-C must not leave servers behind.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            _say("stopping: the services first, so that the Collector takes their last data")
+        return _watch(running)
 
 
 def _watch(running: pipeline.Pipeline) -> int:
@@ -136,10 +139,6 @@ def _addresses(running: pipeline.Pipeline) -> str:
         lines.append(("Secret", f"STREAK_SECRET={running.secret}  (python -m examples.streak.auth makes tokens)"))
     shown = "\n".join(f"  {name:13} {text}" for name, text in lines)
     return f"\n{shown}\n\n  Grafana comes with docker compose: docs/collector.md. Ctrl-C stops everything.\n"
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _say(text: str) -> None:

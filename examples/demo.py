@@ -7,13 +7,18 @@ sink, so that spans and metrics really leave the service and what was delivered 
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__":
+    # Imports take a second, and Ctrl-C within it is no reason for a traceback; `main` puts Python's handler back.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import asyncio
 import json
-import os
 import secrets
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -31,14 +36,17 @@ from rich.live import Live
 
 from otel_perf.cli.table import render
 
-from .sink import Sink
+from .sink import Sink, port_number
 from .streak import traffic
 
 __all__ = ["main"]
 
 _START_S = 30.0
 _STOP_S = 15.0
-_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_PERF_ENDPOINT")
+_ENDPOINTS = (
+    "OTEL_PERF_ENDPOINT", "OTEL_PERF_TRACES_ENDPOINT", "OTEL_PERF_METRICS_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+)  # fmt: skip
 _say = Console(stderr=True, highlight=False)
 
 
@@ -91,7 +99,7 @@ def _start(stack: ExitStack, name: str, module: str, port: int, env: dict[str, s
     process = subprocess.Popen(
         [sys.executable, "-m", module, "--port", str(port)],
         cwd=Path(__file__).resolve().parent.parent,
-        env={**os.environ, **env},
+        env=env,
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
@@ -114,8 +122,13 @@ def _require_free(port: int) -> None:
 
 
 async def _performance(client: httpx.AsyncClient, service: _Service) -> dict[str, Any]:
-    answer = await client.get(f"{service.url}/api/performance")
-    document: dict[str, Any] = answer.raise_for_status().json()
+    try:
+        answer = await client.get(f"{service.url}/api/performance")
+    except httpx.HTTPError as error:
+        raise DemoError(f"{service.name} does not answer ({type(error).__name__}):\n{service.tail()}") from None
+    if answer.status_code != 200:
+        raise DemoError(f"{service.name} has no figures: {answer.text}")
+    document: dict[str, Any] = answer.json()
     return document
 
 
@@ -149,8 +162,11 @@ async def _run(streak: _Service, push: _Service, secret: str, options: argparse.
         interrupted = stopped.is_set()
         for task in (driving, showing, waiting):
             # What fails by itself is told; what is ended here is not.
-            if task.done() and task.exception() is not None:
-                raise DemoError(f"the demo broke off: {task.exception()!r}\n{streak.tail()}")
+            error = task.exception() if task.done() else None
+            if isinstance(error, DemoError):
+                raise error
+            if error is not None:
+                raise DemoError(f"the demo broke off: {error!r}\n{streak.tail()}")
             task.cancel()
         await asyncio.gather(driving, showing, waiting, return_exceptions=True)
         counts = None if interrupted or driving.cancelled() else driving.result()
@@ -172,6 +188,15 @@ async def _settled(client: httpx.AsyncClient, service: _Service) -> dict[str, An
 
 def _owns_sink() -> bool:
     return not any(os.environ.get(name) for name in _ENDPOINTS)
+
+
+def _environment(sink: Sink | None) -> dict[str, str]:
+    """What the services start with: with a sink of the demo's own, nothing may lead their telemetry elsewhere."""
+    if sink is None:
+        return dict(os.environ)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    local = "127.0.0.1,localhost"
+    return {**kept, "OTEL_EXPORTER_OTLP_ENDPOINT": sink.url, "NO_PROXY": local, "no_proxy": local}
 
 
 def _summary(run: dict[str, Any], sink: Sink | None) -> dict[str, Any]:
@@ -199,6 +224,8 @@ def _summary(run: dict[str, Any], sink: Sink | None) -> dict[str, Any]:
 def _complaints(run: dict[str, Any], summary: dict[str, Any]) -> list[str]:
     """What did not come out as it should."""
     found = []
+    if not summary["spans"]["made"]:
+        found.append("no span was made: see what the OTEL_ variables of the environment say of sampling and exporters")
     if summary["spans"]["lost"]:
         found.append(f"{summary['spans']['lost']} of {summary['spans']['made']} spans were not delivered")
     counts: traffic.Counts | None = run["counts"]
@@ -218,9 +245,7 @@ def _demo(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
         sink = stack.enter_context(Sink()) if _owns_sink() else None
-        env = {"STREAK_DEMO": "1", "STREAK_SECRET": secret, "PYTHONUNBUFFERED": "1"}
-        if sink is not None:
-            env["OTEL_EXPORTER_OTLP_ENDPOINT"] = sink.url
+        env = {**_environment(sink), "STREAK_DEMO": "1", "STREAK_SECRET": secret, "PYTHONUNBUFFERED": "1"}
         with ExitStack() as services:
             _say.print("starting the push API and the streak service ...")
             push = _start(services, "push", "examples.streak.push", 0, env)
@@ -247,9 +272,12 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _positive(value: str) -> float:
-    number = float(value)
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
     if not 0 < number < float("inf"):
-        raise ValueError
+        raise argparse.ArgumentTypeError("expected a number above 0")
     return number
 
 
@@ -258,11 +286,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=_positive, help="end by itself after this long (default: Ctrl-C ends it)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line, and no table")
-    parser.add_argument("--port", type=int, default=8000, help="port of the streak service (default 8000, 0: any)")
+    parser.add_argument(
+        "--port", type=port_number, default=8000, help="the streak service's port (default 8000, 0: any)"
+    )
     parser.add_argument("--rate", type=_positive, default=60.0, help="requests per second at most (default 60)")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     options = parser.parse_args(argv)
-    if not 0 <= options.port < 65_536:
-        parser.error(f"--port {options.port} is no port: use 0 to 65535")
     if options.json and options.seconds is None:
         parser.error("--json needs --seconds: it prints when the run is over")
     try:

@@ -22,7 +22,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-__all__ = ["Sink"]
+__all__ = ["Sink", "port_number"]
 
 
 class Sink:
@@ -111,9 +111,16 @@ def _handler(sink: Sink) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+def port_number(value: str) -> int:
+    """Parse a port for argparse."""
+    if not value.isdecimal() or int(value) > 65_535:
+        raise argparse.ArgumentTypeError(f"{value!r} is no port: use 0 to 65535")
+    return int(value)
+
+
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.sink", description=__doc__.splitlines()[0])
-    parser.add_argument("--port", type=int, default=4318, help="where to listen on 127.0.0.1 (default 4318)")
+    parser.add_argument("--port", type=port_number, default=4318, help="where to listen on 127.0.0.1 (default 4318)")
     with Sink(parser.parse_args().port, verbose=True) as sink:
         print(f"OTLP/HTTP sink: {sink.url}  (Ctrl-C stops it)", flush=True)
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from typing import Any
 
 from opentelemetry import metrics, trace
@@ -52,11 +51,30 @@ class _Relay(SpanProcessor):
         return in_force is None or in_force.sender is None or in_force.sender.flush(timeout_millis / 1000)
 
 
+class _InForce(stock_sampling.Sampler):
+    """Asks the sampler of the runtime in force, so that tracers which libraries hold follow each `configure`."""
+
+    def should_sample(self, *args: Any, **kwargs: Any) -> stock_sampling.SamplingResult:
+        in_force = runtime.current
+        sampler = stock_sampling.ALWAYS_OFF if in_force is None else in_force.sampler
+        return sampler.should_sample(*args, **kwargs)
+
+    def get_description(self) -> str:
+        in_force = runtime.current
+        return "off" if in_force is None else in_force.sampler.get_description()
+
+
+_relay = _Relay()
+# Libraries hold tracers as well: there is one provider of ours, made when it is first wanted.
+_provider: TracerProvider | None = None
+
+
 def configure(service_name: str | None = None, **settings: Any) -> Settings:
     """Starts measuring and answers the settings in force. No argument is required.
 
-    Called again it replaces what was configured before; counts start anew. Where the application has an OpenTelemetry
-    provider already it is joined: spans go through that provider, metrics are passed on to it.
+    Called again it replaces what was configured before, span processors that were added to its provider included;
+    counts start anew. Where the application has an OpenTelemetry provider already it is joined: spans go through that
+    provider, whose resource is ours then but for what is set here, and metrics are passed on to it.
 
     Raises:
         SettingsError: for a setting that cannot be used; the message says what to do.
@@ -69,17 +87,19 @@ def configure(service_name: str | None = None, **settings: Any) -> Settings:
     if loaded.disabled:
         return loaded
     _registry.cardinality_limit = loaded.cardinality_limit
-    resource = _resource(loaded)
-    tracer_provider, span_part = _tracer_provider(loaded, resource)
+    joined = _joined()
+    resource = _resource(loaded, joined)
+    tracer_provider, span_part = _tracer_provider(loaded, resource, joined)
     meter_provider, metric_part = _meter_provider(loaded, resource)
     parts: list[Part] = [part for part in (metric_part, span_part) if part is not None]
     pipeline = Pipeline([*parts, Readers(meter_provider)], loaded.flush_timeout_s)
     made = Runtime(
         loaded, _registry, tracer_provider.get_tracer(c.SCOPE, __version__, c.SCHEMA_URL), pipeline,
         tracer_provider=tracer_provider, meter_provider=meter_provider, resource=resource,
-        sender=span_part if isinstance(span_part, SpanSender) else None,
+        sender=span_part if isinstance(span_part, SpanSender) else None, sampler=_sampler(loaded),
     )  # fmt: skip
     pipeline.on_fork(lambda: _after_fork(made))
+    pipeline.on_end(lambda: _say_what_was_lost(made))
     _observe_ourselves(made, metric_part)
     catalogue.attach(made)
     live.attach(made)
@@ -105,16 +125,21 @@ def shutdown(timeout_s: float | None = None) -> bool:
     return done
 
 
-def _resource(settings: Settings) -> Resource:
+def _resource(settings: Settings, joined: trace.TracerProvider | None) -> Resource:
+    unnamed = settings.service_name == "unknown_service"
     named = {
-        "service.name": settings.service_name,
+        "service.name": None if unnamed else settings.service_name,
         "service.version": settings.service_version,
         "deployment.environment.name": settings.environment,
     }
     own: dict[str, Any] = {**settings.resource_attributes, **{k: v for k, v in named.items() if v is not None}}
-    own.setdefault("service.instance.id", str(uuid.uuid4()))
-    if settings.service_name == "unknown_service" and "service.name" in settings.resource_attributes:
-        own["service.name"] = settings.resource_attributes["service.name"]
+    theirs = getattr(joined, "resource", None)
+    if isinstance(theirs, Resource):
+        if "service.instance.id" not in theirs.attributes:
+            own.setdefault("service.instance.id", sdk.instance_id())
+        return theirs.merge(Resource(own))
+    own.setdefault("service.name", settings.service_name)
+    own.setdefault("service.instance.id", sdk.instance_id())
     return Resource.create(own)
 
 
@@ -129,23 +154,43 @@ def _sampler(settings: Settings) -> stock_sampling.Sampler:
     return stock_sampling.ParentBased(root) if settings.sampler.startswith("parentbased_") else root
 
 
-def _tracer_provider(settings: Settings, resource: Resource) -> tuple[trace.TracerProvider, Part | None]:
+def _joined() -> trace.TracerProvider | None:
     present = trace.get_tracer_provider()
-    if not isinstance(present, trace.ProxyTracerProvider) and present not in _ours:
-        _log.info("otel_perf: joined the application's own %s", type(present).__name__)
-        return present, Joined(present)
-    limits = SpanLimits(max_attribute_length=2048)
-    made = TracerProvider(_sampler(settings), resource, shutdown_on_exit=False, span_limits=limits)
-    made.add_span_processor(_Relay())
-    _ours.append(made)
-    if isinstance(present, trace.ProxyTracerProvider):
-        trace.set_tracer_provider(made)
+    return None if isinstance(present, trace.ProxyTracerProvider) or present in _ours else present
+
+
+def _tracer_provider(
+    settings: Settings, resource: Resource, joined: trace.TracerProvider | None
+) -> tuple[trace.TracerProvider, Part | None]:
     endpoint = transport.traces_endpoint(settings)
+    if joined is not None:
+        _log.info("otel_perf: joined the application's own %s", type(joined).__name__)
+        if endpoint:
+            _log.warning(
+                "otel_perf: spans go to the application's own %s and not to %s: give that provider an exporter, "
+                "or call configure() before it is set",
+                type(joined).__name__,
+                endpoint,
+            )
+        return joined, Joined(joined)
+    made = _own_provider(resource)
+    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        trace.set_tracer_provider(made)
     if not endpoint:
         return made, None
     exporter.quieten()
     make = transport.span_exporter(settings, endpoint)
     return made, SpanSender(make, settings.queue_size, settings.span_interval_s)
+
+
+def _own_provider(resource: Resource) -> TracerProvider:
+    global _provider
+    if _provider is None:
+        limits = SpanLimits(max_attribute_length=2048)
+        _provider = TracerProvider(_InForce(), resource, shutdown_on_exit=False, span_limits=limits)
+        _ours.append(_provider)
+    sdk.reset_provider(_provider, resource, _relay)
+    return _provider
 
 
 def _meter_provider(settings: Settings, resource: Resource) -> tuple[MeterProvider, Part]:
@@ -197,10 +242,20 @@ def _observe_ourselves(to: Runtime, metric_part: Part) -> None:
         to.instrument(metric).observers.append(observe)
 
 
+def _say_what_was_lost(of: Runtime) -> None:
+    if of.sender is None:
+        return
+    tally = of.sender.tally()
+    if tally.lost + tally.queued:
+        reasons = [f"{count} {reason}" for reason, count in of.sender.lost.items()]
+        reasons += [f"{tally.queued} unanswered"] if tally.queued else []
+        _log.warning("otel_perf: %d spans could not be delivered: %s", tally.lost + tally.queued, ", ".join(reasons))
+
+
 def _after_fork(of: Runtime) -> None:
     # The same objects start anew in place: libraries hold tracers and instruments of them.
     _registry.after_fork()
-    own_id = Resource({"service.instance.id": str(uuid.uuid4())})
+    own_id = Resource({"service.instance.id": sdk.instance_id()})
     of.resource = of.meter_provider.resource = of.resource.merge(own_id)
     if of.tracer_provider in _ours:
         sdk.renew_resource(of.tracer_provider, own_id)

@@ -8,10 +8,13 @@ A bad value raises `SettingsError`, which names the setting, the value and the r
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
+import operator
 import os
+import re
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -29,16 +32,35 @@ _SAMPLERS = (
 )  # fmt: skip
 
 
+# Variables of our tools, and those that Kubernetes makes for a service whose name begins with otel-perf.
+_NOT_SETTINGS = re.compile(r"OTEL_PERF_(REQUIRE|TARGETS|TOOLS|(.+_)?(SERVICE_(HOST|PORT)|PORT)(_.+)?)", re.ASCII)
+_LONGEST_EXPORT_S = 300
+
+
+def _seconds(value: float) -> float:
+    """The time of `OTEL_EXPORTER_OTLP_TIMEOUT`: milliseconds in the specification, seconds in Python's SDK."""
+    if value == 0:  # no limit
+        return _LONGEST_EXPORT_S
+    return min(value / 1000, _LONGEST_EXPORT_S) if value > _LONGEST_EXPORT_S else value
+
+
 class SettingsError(ValueError):
     """A setting has a value that cannot be used; the message names it and says what to do."""
+
+
+_PROTOCOL = values.choice("http/protobuf", "grpc")
 
 
 def _setting(
     parse: Callable[[object], Any], about: str, *, default: Any = MISSING, factory: Any = MISSING,
     standard: str | None = None, secret: bool = False, scale: float = 1,
+    convert: Callable[[float], float] | None = None,
 ) -> Any:  # fmt: skip
-    """A field of Settings: `standard` is its OTEL_ variable, `scale` turns that variable's unit into ours."""
-    metadata = {"parse": parse, "about": about, "standard": standard, "secret": secret, "scale": scale}
+    """A field of Settings: `standard` is its OTEL_ variable; `scale` or `convert` turn that one's unit into ours."""
+    metadata: dict[str, Any] = {
+        "parse": parse, "about": about, "standard": standard, "secret": secret, "scale": scale,
+        "convert": convert or (None if scale == 1 else functools.partial(operator.mul, scale)),
+    }  # fmt: skip
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata, repr=not secret)
     return field(default=default, metadata=metadata, repr=not secret)
@@ -82,11 +104,24 @@ class Settings:
         default=None,
         standard="OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
     )
+    traces_exporter: tuple[str, ...] = _setting(
+        values.words, "Without `otlp` among them no span is sent.", default=("otlp",), standard="OTEL_TRACES_EXPORTER"
+    )
+    metrics_exporter: tuple[str, ...] = _setting(
+        values.words,
+        "Without `otlp` among them no metric is sent.",
+        default=("otlp",),
+        standard="OTEL_METRICS_EXPORTER",
+    )
     protocol: str = _setting(
-        values.choice("http/protobuf", "grpc"),
-        "OTLP transport; `grpc` needs the extra `grpc`.",
-        default="http/protobuf",
+        _PROTOCOL, "OTLP transport; `grpc` needs the extra `grpc`.", default="http/protobuf",
         standard="OTEL_EXPORTER_OTLP_PROTOCOL",
+    )  # fmt: skip
+    traces_protocol: str | None = _setting(
+        _PROTOCOL, "The same for spans alone.", default=None, standard="OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
+    )
+    metrics_protocol: str | None = _setting(
+        _PROTOCOL, "The same for metrics alone.", default=None, standard="OTEL_EXPORTER_OTLP_METRICS_PROTOCOL"
     )
     headers: Mapping[str, str] = _setting(
         values.pairs,
@@ -95,17 +130,30 @@ class Settings:
         standard="OTEL_EXPORTER_OTLP_HEADERS",
         secret=True,
     )
-    compression: str = _setting(
-        values.choice("none", "gzip"),
-        "Compression of exports.",
-        default="gzip",
-        standard="OTEL_EXPORTER_OTLP_COMPRESSION",
+    traces_headers: Mapping[str, str] = _setting(
+        values.pairs,
+        "Headers for spans, in place of `headers`.",
+        factory=dict,
+        standard="OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+        secret=True,
     )
+    metrics_headers: Mapping[str, str] = _setting(
+        values.pairs,
+        "Headers for metrics, in place of `headers`.",
+        factory=dict,
+        standard="OTEL_EXPORTER_OTLP_METRICS_HEADERS",
+        secret=True,
+    )
+    compression: str = _setting(
+        values.choice("none", "gzip"), "Compression of exports.", default="gzip",
+        standard="OTEL_EXPORTER_OTLP_COMPRESSION",
+    )  # fmt: skip
     export_timeout_s: float = _setting(
-        values.number(0.1, 300),
-        "Longest time for one export, retries included.",
+        values.number(0.1, _LONGEST_EXPORT_S),
+        "Longest time for one export, retries included; in the standard variable more than 300 is milliseconds.",
         default=10.0,
         standard="OTEL_EXPORTER_OTLP_TIMEOUT",
+        convert=_seconds,
     )
     metric_interval_s: float = _setting(
         values.number(0.1, 3600),
@@ -180,12 +228,14 @@ class Settings:
         """
         table = _pyproject_table()
         names = [each.name for each in fields(cls)]
-        for given, where in ((arguments, "configure()"), (table, "[tool.otel_perf] in pyproject.toml")):
-            for name in given:
-                if name not in names:
-                    close = difflib.get_close_matches(name, names, n=1)
-                    hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(names)}"
-                    raise SettingsError(f"{where} has no setting {name!r}{hint}")
+        _refuse_unknown(arguments, names, "configure()")
+        _refuse_unknown(table, names, "[tool.otel_perf] in pyproject.toml")
+        set_there = [name for name, value in os.environ.items() if name.startswith("OTEL_PERF_") and value.strip()]
+        _refuse_unknown(
+            [name for name in set_there if not _NOT_SETTINGS.fullmatch(name)],
+            [f"OTEL_PERF_{name.upper()}" for name in names],
+            "otel_perf in the environment",
+        )
         found_values: dict[str, object] = {}
         for each in fields(cls):
             found = _find(each.name, each.metadata["standard"], arguments, table)
@@ -239,6 +289,14 @@ def _pyproject_table() -> Mapping[str, object]:
     return cast("Mapping[str, object]", table)
 
 
+def _refuse_unknown(given: Iterable[str], names: Sequence[str], where: str) -> None:
+    for name in given:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(names)}"
+            raise SettingsError(f"{where} has no setting {name!r}{hint}")
+
+
 def _find(
     name: str, standard: str | None, arguments: Mapping[str, object], table: Mapping[str, object]
 ) -> tuple[object, str] | None:
@@ -258,8 +316,8 @@ def _parse(each: Any, value: object, source: str) -> object:
     hidden = each.metadata["secret"] or "@" in str(value)  # an address may have a password in it
     shown = "(hidden)" if hidden else repr(value)
     try:
-        if source == each.metadata["standard"] and each.metadata["scale"] != 1:
-            value = float(str(value)) * each.metadata["scale"]
+        if source == each.metadata["standard"] and each.metadata["convert"]:
+            value = each.metadata["convert"](float(str(value)))
         parsed = each.metadata["parse"](value)
     except (ValueError, TypeError) as error:
         reason = str(error) or "it cannot be read"

@@ -170,3 +170,10 @@ def test_a_callback_that_fails_costs_only_itself(telemetry, monkeypatch):
     assert "shop.broken" not in metrics
     assert metrics["shop.sound"][0].value == 1.5
     assert guard.errors == 1
+
+
+@pytest.mark.parametrize("attributes", [("a", "a"), ("",), ("le",)])
+def test_labels_that_no_backend_takes(attributes):
+    """Twice the same, none at all, and the one that Prometheus needs for buckets."""
+    with pytest.raises(ValueError, match=r"attributes of 'shop.c' are .*: name each once, none empty, none `le`"):
+        catalogue.counter("shop.c", attributes=attributes)

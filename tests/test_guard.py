@@ -15,9 +15,13 @@ def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "_last_logged", {})
 
 
+def broken() -> None:
+    raise RuntimeError("ours")
+
+
 def fail(where: str = "a test") -> None:
     try:
-        raise RuntimeError("ours")
+        broken()
     except Exception:
         guard.note(where)
 

@@ -27,6 +27,7 @@ TESTED_ELSEWHERE = {
     "otel_perf/cli/__init__.py": "test_commands",
     "otel_perf/cli/__main__.py": "test_commands",
     "otel_perf/statements.py": "test_redaction",
+    "otel_perf/integrations/commands.py": "test_redis",
     "otel_perf/integrations/headers.py": "test_asgi",
     "otel_perf/integrations/lookup.py": "test_redis",
     "otel_perf/integrations/native.py": "test_engines",
@@ -35,6 +36,7 @@ TESTED_ELSEWHERE = {
     "otel_perf/integrations/providers.py": "test_engines",
     "otel_perf/integrations/request.py": "test_asgi",
     "otel_perf/integrations/routes.py": "test_fastapi",
+    "otel_perf/integrations/tracebacks.py": "test_fastapi",
     "otel_perf/integrations/upstream.py": "test_engines",
 }
 

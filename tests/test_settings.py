@@ -68,7 +68,9 @@ EXAMPLES = {
     "sample_ratio": ("0.25", 0.25), "exemplars": ("off", False), "cardinality_limit": ("50", 50),
     "slow_query_s": ("1", 1.0), "excluded_routes": ("/a,/b", ("/a", "/b")), "log_correlation": ("no", False),
     "trace_response": ("no", False), "access_token": ("s3cret", "s3cret"), "strict": ("1", True),
-    "service_name": ("streak", "streak"),
+    "service_name": ("streak", "streak"), "traces_exporter": ("none", ("none",)),
+    "metrics_exporter": ("otlp,console", ("otlp", "console")), "traces_protocol": ("grpc", "grpc"),
+    "metrics_protocol": ("grpc", "grpc"), "traces_headers": ("a=b", {"a": "b"}), "metrics_headers": ("a=b", {"a": "b"}),
 }  # fmt: skip
 
 
@@ -90,6 +92,50 @@ def test_standard_variables_are_honoured_in_their_own_unit(monkeypatch, name, va
     scale = next(each.metadata["scale"] for each in fields(Settings) if each.name == name)
     monkeypatch.setenv(variable, text if scale == 1 else f"{float(text) / scale:.0f}")
     assert getattr(Settings.load(), name) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("10", 10), ("300", 300), ("10000", 10), ("1500", 1.5), ("900000", 300), ("0", 300)]
+)
+def test_the_standard_timeout_is_read_in_either_unit(monkeypatch, text, seconds):
+    """More than 300 is milliseconds, as the specification has it, and no number that it allows stops a service."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", text)
+    assert Settings.load().export_timeout_s == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", "nan", "-1"])
+def test_a_timeout_that_is_none_is_refused(monkeypatch, text):
+    """What is no time is named as it was set; our own setting stays in seconds."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", text)
+    with pytest.raises(SettingsError, match=f"OTEL_EXPORTER_OTLP_TIMEOUT='{text}' cannot be used"):
+        Settings.load()
+    with pytest.raises(SettingsError, match="export_timeout_s=10000 cannot be used"):
+        Settings.load(export_timeout_s=10000)
+
+
+def test_a_misspelt_variable_is_refused(monkeypatch):
+    """It would be ignored in silence otherwise; the message has the close match and not the value."""
+    monkeypatch.setenv("OTEL_PERF_ENDPIONT", "hunter2")
+    with pytest.raises(
+        SettingsError, match="the environment has no setting 'OTEL_PERF_ENDPIONT'; did you mean 'OTEL_PERF_ENDPOINT'"
+    ) as caught:
+        Settings.load()
+    assert "hunter2" not in str(caught.value)
+    monkeypatch.setenv("OTEL_PERF_ENDPIONT", " ")
+    assert Settings.load() == Settings()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "OTEL_PERF_REQUIRE", "OTEL_PERF_TOOLS", "OTEL_PERF_TARGETS", "OTEL_PERF_SERVICE_HOST", "OTEL_PERF_PORT",
+        "OTEL_PERF_SERVICE_PORT_HTTP", "OTEL_PERF_DEMO_PORT_80_TCP_ADDR",
+    ],
+)  # fmt: skip
+def test_variables_of_others_are_not_settings(monkeypatch, name):
+    """Those of our tools, and those that Kubernetes sets for a service called otel-perf, stop nothing."""
+    monkeypatch.setenv(name, "x")
+    assert Settings.load() == Settings()
 
 
 def test_toml_values_keep_their_types():

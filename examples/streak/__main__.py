@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from fastapi import FastAPI
 
-from otel_perf import configure
+from otel_perf import __version__, configure
 
 from .app import create_app
 from .serving import port_number, serve
@@ -16,7 +17,9 @@ from .settings import BadSettingError
 
 
 def _make_app() -> FastAPI:
-    configure(service_name="streak")
+    # The example has no release of its own, so it goes by that of the SDK.
+    environment = os.environ.get("OTEL_PERF_ENVIRONMENT") or "demo"
+    configure(service_name="streak", service_version=__version__, environment=environment)
     return create_app()
 
 

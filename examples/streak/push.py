@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import httpx
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
-from otel_perf import configure, instrument, measure
+from otel_perf import __version__, configure, instrument, measure
 from otel_perf.web import mount
 
 from .serving import port_number, serve
@@ -102,7 +103,8 @@ def _main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     def make_app() -> FastAPI:
-        configure(service_name="streak-push")
+        environment = os.environ.get("OTEL_PERF_ENVIRONMENT") or "demo"
+        configure(service_name="streak-push", service_version=__version__, environment=environment)
         app = create_push_app(delay_s=options.delay_ms / 1_000)
         instrument(app)
         mount(app)

@@ -285,9 +285,12 @@ def _pools(observed: Observed) -> list[dict[str, Any]]:
 def _export(runtime: Runtime) -> dict[str, Any]:
     sender = runtime.sender
     if sender is None:
-        return {"sending": False, "made": None, "delivered": None, "queued": 0, "lost": 0, "lost_by_reason": {}}
+        return {
+            "sending": False, "made": None, "delivered": None, "queued": 0, "capacity": None,
+            "lost": 0, "lost_by_reason": {},
+        }  # fmt: skip
     lost = dict(sender.lost)
     return {
         "sending": True, "made": sender.made, "delivered": sender.delivered, "queued": sender.queued,
-        "lost": sum(lost.values()), "lost_by_reason": lost,
+        "capacity": sender.capacity, "lost": sum(lost.values()), "lost_by_reason": lost,
     }  # fmt: skip

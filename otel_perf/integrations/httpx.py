@@ -5,7 +5,8 @@ each redirect on its own and ends before the body. `Client.send` and `AsyncClien
 every call goes through once, so they are wrapped: one span a call, redirects, authentication and body included. A
 streamed response is measured until it is closed.
 
-Within `measure.external(...)` there is no second span: the outer one gets the attributes.
+Within `measure.external(...)` each call has a span of its own below, and the API is counted once, by the outer
+operation, which fails with the last call in it.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import httpx
 from opentelemetry import propagate
 
 from otel_perf import conventions as c
-from otel_perf import guard
+from otel_perf import guard, redaction
 from otel_perf.integrations.patch import Patch, Patches
 from otel_perf.integrations.registry import Undo
-from otel_perf.telemetry import operation, runtime, sdk
+from otel_perf.telemetry import operation, runtime
 from otel_perf.telemetry.operation import EXTERNAL, HTTP_CLIENT, Operation
 
 __all__ = ["instrument", "matches"]
@@ -42,13 +43,14 @@ def instrument(target: httpx.Client | httpx.AsyncClient | None = None) -> Undo:
 
 
 class _Call:
-    """One call in flight: its operations, from innermost to outermost."""
+    """One call in flight: its operations, from innermost to outermost, and the `measure.external` around it."""
 
-    __slots__ = ("http", "operations", "outer")
+    __slots__ = ("error_type", "http", "operations", "outer")
 
     def __init__(self, http: Operation | None, outer: Operation | None, external: Operation | None) -> None:
         self.http = http
         self.outer = outer
+        self.error_type: str | None = None
         self.operations = [each for each in (http, external) if each is not None]
 
     def answered(self, response: httpx.Response) -> None:
@@ -58,19 +60,27 @@ class _Call:
             if self.http is not None:
                 self.http.label(c.HTTP_STATUS, status)
                 self.http.label(c.PROTOCOL_VERSION, response.http_version.rpartition("/")[2])
-            if self.outer is not None:
-                self.outer.set(c.HTTP_STATUS, status)
             if status >= 400:
-                for each in self.operations:
-                    each.fail(str(status))
+                self.fail(str(status))
         except Exception:
             guard.note("reading an httpx response")
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException | str) -> None:
+        """Marks the call as failed; the first error counts."""
+        if self.error_type is None:
+            self.error_type = error if isinstance(error, str) else redaction.exception_type(error)
         for each in self.operations:
             each.fail(error)
 
     def stop(self, error: BaseException | None = None) -> None:
+        """Ends the call; the block around it takes over whether it failed, so that a retry makes good."""
+        try:
+            if error is not None:
+                self.fail(error)
+            if self.outer is not None:
+                self.outer.last_error = self.error_type
+        except Exception:
+            guard.note("ending an httpx call")
         for each in self.operations:
             each.stop(error)
 
@@ -80,7 +90,7 @@ class _Call:
 
 
 def _begin(client: object, request: httpx.Request) -> _Call | None:
-    if runtime.current is None or not _patches.measures(client) or sdk.suppressed():
+    if runtime.current is None or not _patches.measures(client):
         return None
     above = operation.current()
     if above is not None and above.within("http_client"):
@@ -92,17 +102,13 @@ def _begin(client: object, request: httpx.Request) -> _Call | None:
     if outer is None:
         external = operation.start(EXTERNAL, method, (url.host, method), activate=False, span=False)
     if _upstream_active(client):
-        return _Call(None, None, external)
+        return _Call(None, outer, external)
     port = url.port or _PORTS.get(url.scheme)
     attributes = {c.URL_FULL: str(url), c.PEER_SERVICE: url.host}
     if method != request.method:
         attributes[c.HTTP_METHOD_ORIGINAL] = request.method
-    if outer is not None:
-        named = {c.HTTP_METHOD: method, c.URL_FULL: str(url), c.SERVER_ADDRESS: url.host, c.SERVER_PORT: port}
-        for key, value in named.items():
-            outer.set(key, value)
     labels = (method, url.host, port, None, url.scheme)
-    http = operation.start(HTTP_CLIENT, method, labels, attributes, span=outer is None)
+    http = operation.start(HTTP_CLIENT, method, labels, attributes)
     try:
         propagate.inject(request.headers)
     except Exception:

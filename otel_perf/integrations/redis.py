@@ -26,6 +26,7 @@ import redis.cluster
 
 from otel_perf import conventions as c
 from otel_perf import guard, redaction, strategy
+from otel_perf.integrations.commands import known, waits
 from otel_perf.integrations.lookup import MAX_KEYS, Lookup, strategy_name
 from otel_perf.integrations.patch import Holds, Patch, Patches
 from otel_perf.integrations.registry import Undo
@@ -37,11 +38,6 @@ __all__ = ["instrument", "matches"]
 _CLIENTS = (redis.Redis, redis.asyncio.Redis, redis.RedisCluster, redis.asyncio.RedisCluster)
 _SHOWN = 8  # so many commands of a pipeline are in its query text
 
-# Commands whose second word is a command too; of all others a second word is an argument that must not be shown.
-_CONTAINERS = frozenset(
-    {"ACL", "CLIENT", "CLUSTER", "COMMAND", "CONFIG", "FUNCTION", "LATENCY", "MEMORY", "MODULE", "OBJECT", "PUBSUB",
-     "SCRIPT", "SLOWLOG", "XGROUP", "XINFO"}
-)  # fmt: skip
 _READS = frozenset({"GET", "GETEX", "GETDEL", "HGET", "HGETALL", "MGET", "EXISTS"})
 _WRITES = frozenset(
     {"SET", "SETEX", "PSETEX", "SETNX", "GETSET", "MSET", "APPEND", "DEL", "UNLINK", "EXPIRE", "PEXPIRE", "PERSIST",
@@ -88,7 +84,7 @@ def matches(target: object) -> bool:
     return isinstance(target, _CLIENTS)
 
 
-def instrument(target: Any = None, *, engine: Literal["otel_perf", "upstream"] = "otel_perf") -> Undo:
+def instrument(target: Any = None, *, engine: Literal["ours", "upstream"] = "ours") -> Undo:
     """Measures the commands of one client, or with None of all clients there are and will be.
 
     `engine="upstream"` leaves the spans to opentelemetry-instrumentation-redis and adds the metrics.
@@ -97,10 +93,10 @@ def instrument(target: Any = None, *, engine: Literal["otel_perf", "upstream"] =
         ImportError: for `engine="upstream"` where that package is not installed.
         ValueError: for an engine that is neither.
     """
-    if engine == "otel_perf":
+    if engine == "ours":
         return _patches.take(None if target is None else _pool(target))
     if engine != "upstream":
-        raise ValueError(f"engine {engine!r} is unknown; it is 'otel_perf' or 'upstream'")
+        raise ValueError(f"engine {engine!r} is unknown; it is 'ours' or 'upstream'")
     try:
         from opentelemetry.instrumentation.redis import RedisInstrumentor
     except ImportError as error:
@@ -154,12 +150,8 @@ def _counted_elsewhere(name: str) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def _command_name(command: object) -> str:
-    """`GET`, `CONFIG SET`; never an argument, although redis-py takes `execute_command("GET key")`."""
-    words = (command.decode("latin-1") if isinstance(command, bytes) else str(command)).upper().split(maxsplit=2)
-    if not words:
-        return "OTHER"
-    kept = words[:2] if words[0] in _CONTAINERS else words[:1]
-    return redaction.text(" ".join(kept), 32)
+    """`GET`, `CONFIG SET` or `OTHER`; never an argument, although redis-py takes `execute_command("GET key")`."""
+    return known(command.decode("latin-1") if isinstance(command, bytes) else str(command))
 
 
 def _asked(commands: _Commands) -> list[_Key]:
@@ -241,6 +233,8 @@ def _begin(client: Any, name: str, commands: _Commands, batch: int | None = None
         QUERY, name, ("redis", name, None, server.namespace), {k: v for k, v in attributes.items() if v is not None},
         span=not _spans_elsewhere(pool), metrics=not _counted_elsewhere(name.partition(" ")[0] if batch else name),
     )  # fmt: skip
+    if not name.startswith("MULTI"):  # nothing waits within a transaction
+        query.waits = any(waits(_command_name(each[0]), each[1:]) for each in commands)
     return _Call(query, name, commands, batch=batch is not None)
 
 

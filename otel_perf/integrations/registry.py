@@ -24,7 +24,9 @@ class Handle(Protocol):
 
     def __enter__(self) -> Handle: ...
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 class Undo:

@@ -1,6 +1,7 @@
 """One request on its way through an ASGI app: its id, its operation, its response to the last byte.
 
-The clock stops at the last byte of the body: background tasks run later and are measured by themselves.
+The clock stops at the last byte of the body: background tasks run later, are no part of the request and are not
+measured.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from typing import Any
 
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from otel_perf import conventions as c
 from otel_perf import guard, redaction
 from otel_perf.integrations import headers
 from otel_perf.integrations.others import Share
 from otel_perf.integrations.routes import Routes, Scope
+from otel_perf.integrations.tracebacks import in_background, unhandled
 from otel_perf.telemetry import logs, operation, runtime, sdk
 from otel_perf.telemetry.operation import REQUEST, Operation
 from otel_perf.telemetry.series import Series
@@ -151,6 +153,14 @@ class Request:
             metrics=share.duration,
         )  # fmt: skip
 
+    def exclude(self) -> None:
+        """Takes it out of what is measured after all: only routing tells of some requests that nobody wants them."""
+        begun = self.operation
+        if begun is not None and not begun.stopped:
+            # A span that never ends is never exported.
+            self.excluded = begun.stopped = True
+            self._inactive()
+
     def _parent(self, carrier: dict[str, str]) -> otel_context.Context | None:
         try:
             found: otel_context.Context = self._plan.propagator.extract(carrier, otel_context.get_current())
@@ -202,15 +212,25 @@ class Request:
     def _span(self) -> Any:
         """The recorded server span of this request, of whomever it is."""
         begun = self.operation
-        if begun is None:
+        if begun is None or self.excluded:
             return None
         if self._share.span:
             return begun.span if begun.recording else None
-        span = trace.get_current_span()
-        if not span.is_recording() or getattr(span, "kind", None) is not SpanKind.SERVER:
-            return None
-        span.set_attributes(self._on_foreign_span())
+        span = _foreign_span()
+        if span is not None:
+            span.set_attributes(self._on_foreign_span())
+            if self.status is not None and self.status >= 500:
+                # It may end with the response, before the exception reaches us.
+                error = unhandled()
+                self._fail_foreign(str(self.status) if error is None else redaction.exception_type(error))
         return span
+
+    def _fail_foreign(self, error_type: str) -> None:
+        """Says on another's span what our metric says of the request; where the metric is another's too, so is this."""
+        span = _foreign_span() if self._share.duration and not self._share.span else None
+        if span is not None:
+            span.set_attribute(c.ERROR_TYPE, error_type)
+            span.set_status(Status(StatusCode.ERROR))
 
     def _on_foreign_span(self) -> dict[str, Any]:
         """What is ours to say on another's span: the request id, and the query once more, without its values."""
@@ -232,6 +252,8 @@ class Request:
             return
         if self._ended_ns is None:
             error = self._cut_short(error)
+        elif error is not None and in_background(error):
+            error = None
         self._stop(error)
 
     def _cut_short(self, error: BaseException | None) -> BaseException | None:
@@ -267,6 +289,11 @@ class Request:
             guard.note("ending a request")
         begun.stop(error, ended_ns=self._ended_ns, deactivate=False)
         self._inactive()
+        if begun.error_type is not None:
+            try:
+                self._fail_foreign(begun.error_type)
+            except Exception:
+                guard.note("marking another's span")
 
     def _inactive(self) -> None:
         active, self._active = self._active, None
@@ -293,3 +320,9 @@ def _span_name(method: str, route: str | None) -> str:
     if method == "_OTHER":
         method = "HTTP"
     return method if route is None else f"{method} {route}"
+
+
+def _foreign_span() -> Any:
+    """The server span that another has made current, where it still records."""
+    span = trace.get_current_span()
+    return span if span.is_recording() and getattr(span, "kind", None) is SpanKind.SERVER else None

@@ -7,6 +7,7 @@ point classes of `opentelemetry.sdk.metrics.export`, so that stock readers and e
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias
@@ -194,14 +195,17 @@ class Exponential:
 
     def _count(self, numbers: Sequence[Number]) -> None:
         factor = math.ldexp(1.0, self.scale)
-        buckets, log2, ceil = self.buckets, math.log2, math.ceil
+        buckets, log2, ceil, smallest = self.buckets, math.log2, math.ceil, sys.float_info.min
         for number in numbers:
-            if number > 0:
+            if number > smallest:
                 index = ceil(log2(number) * factor) - 1
-                buckets[index] = buckets.get(index, 0) + 1
+            elif number > 0:  # below the normal range, where the SDK has one bucket for all
+                index = ceil(log2(smallest) * factor) - 1
             else:
                 # Durations and sizes have no negative values; what a clock step makes negative counts as zero.
                 self.zeros += 1
+                continue
+            buckets[index] = buckets.get(index, 0) + 1
 
     def _downscale(self, max_size: int) -> None:
         """Halves the resolution until the range fits, as the data model describes it."""

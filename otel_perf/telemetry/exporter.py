@@ -204,6 +204,8 @@ class SpanSender(SpanProcessor):
         if self._closed:
             return True
         deadline = time.monotonic() + timeout_s
+        # Whoever refuses now gets no second chance: exit does not wait for it.
+        sdk.stop_retrying(self._exporter)
         flushed = self.flush(timeout_s)
         with self._changed:
             self._closed = True
@@ -220,7 +222,9 @@ class SpanSender(SpanProcessor):
 
     def after_fork(self) -> None:
         """The child sends its own spans over its own connection; the parent keeps what it had."""
-        if not self._closed:
+        if self._closed:
+            self._changed = threading.Condition(threading.RLock())  # spans still end, and are counted
+        else:
             self._start()
 
 
@@ -275,6 +279,7 @@ class MetricSender:
 
     def shutdown(self, timeout_s: float) -> bool:
         """Reads and sends a last time, and stops."""
+        sdk.stop_retrying(self._exporter)
         stopped = self._ticker.shutdown(timeout_s)
         self._exporter.shutdown()
         return stopped and self._last_ok

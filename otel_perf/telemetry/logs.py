@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from contextvars import ContextVar
 from typing import Any
@@ -17,34 +18,43 @@ _previous: Any = None
 _on = False
 
 
-class _Fields(dict[str, Any]):
-    """The fields of a record, among which ours do not count as there.
+_OURS = frozenset(("request_id", "trace_id", "span_id"))
 
-    `logging` raises when `extra=` names a field that a record has already, and applications name these.
+
+class _Fields(dict[str, Any]):
+    """The fields of a record, among which `Logger.makeRecord` alone does not find ours.
+
+    It raises when `extra=` names a field that a record has already, and applications name these.
     """
 
     __slots__ = ()
 
     def __contains__(self, key: object) -> bool:
-        return key not in _OURS and super().__contains__(key)
+        if not super().__contains__(key):
+            return False
+        if key not in _OURS:
+            return True
+        frame = inspect.currentframe()
+        caller = frame and frame.f_back
+        return caller is None or caller.f_code.co_name != "makeRecord"
 
     def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
         return dict, (dict(self),)  # a record that is sent to another process is a plain one
-
-
-_OURS = frozenset(("request_id", "trace_id", "span_id"))
 
 
 def _make_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
     record: logging.LogRecord = _previous(*args, **kwargs)
     if _on:
         context = trace.get_current_span().get_span_context()
-        record.__dict__ = _Fields(
-            record.__dict__,
-            request_id=request_id.get(),
-            trace_id=f"{context.trace_id:032x}" if context.is_valid else None,
-            span_id=f"{context.span_id:016x}" if context.is_valid else None,
-        )
+        fields = _Fields(record.__dict__)
+        # What the application's own factory set is the application's.
+        if fields.get("request_id") is None:
+            fields["request_id"] = request_id.get()
+        if fields.get("trace_id") is None:
+            fields["trace_id"] = f"{context.trace_id:032x}" if context.is_valid else None
+        if fields.get("span_id") is None:
+            fields["span_id"] = f"{context.span_id:016x}" if context.is_valid else None
+        record.__dict__ = fields
     return record
 
 

@@ -22,4 +22,6 @@ def plain(value: Any) -> int | float:
         return value  # type: ignore[no-any-return]  # its class says so
     if isinstance(value, int):
         return int(value) if _LOW <= value <= _HIGH else float(value)
+    if isinstance(value, (str, bytes, bytearray)):  # `float` would read it
+        raise TypeError(f"expected a number, not {value!r}")
     return float(value)

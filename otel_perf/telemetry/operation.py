@@ -79,8 +79,8 @@ class Operation:
     """Work in progress. Labels may be filled in until it stops; afterwards `seconds` says how long it took."""
 
     __slots__ = (
-        "_context_token", "_token", "context", "error_type", "hit", "items", "kind", "labels", "name", "parent",
-        "runtime", "seconds", "span", "started_ns", "stopped",
+        "_context_token", "_token", "context", "error_type", "hit", "items", "kind", "labels", "last_error", "name",
+        "parent", "runtime", "seconds", "span", "started_ns", "stopped", "waits",
     )  # fmt: skip
 
     def __init__(self, kind: Kind, name: str, labels: list[Any]) -> None:
@@ -95,6 +95,10 @@ class Operation:
         #: For caches: True is a hit, False a miss, None neither.
         self.hit: bool | None = None
         self.error_type: str | None = None
+        #: The `error.type` of the last call within, None after a good one: it counts unless something else failed.
+        self.last_error: str | None = None
+        #: Waiting is its job, as with a blocking pop: it is never counted as slow.
+        self.waits = False
         self.stopped = False
         #: What it is measured by; None before `configure()`, and where its metric is recorded by somebody else.
         self.runtime: runtime.Runtime | None = None
@@ -191,6 +195,8 @@ class Operation:
         try:
             if error is not None:
                 self.fail(error)
+            elif self.last_error is not None:
+                self.fail(self.last_error)
             self._measure()
             self._end(ended_ns)
         finally:
@@ -237,20 +243,26 @@ class Operation:
             in_force.at(kind.items, values).record(plain(self.items))
         if kind.last_success is not None and self.error_type is None:
             in_force.at(kind.last_success, values).record(time.time())
-        if kind.slow is not None and self.seconds is not None and self.seconds >= in_force.slow_query_s:
+        seconds = None if self.waits else self.seconds
+        if kind.slow is not None and seconds is not None and seconds >= in_force.slow_query_s:
             in_force.at(kind.slow, values).record(1)
 
     def _end_span(self, span: Span, ended_ns: int | None) -> None:
-        if span.is_recording():
-            keys = self.kind.duration.attributes
-            attributes = {k: v for k, v in zip(keys, self.labels, strict=True) if v is not None}
-            if self.items is not None and self.kind.items is not None:
-                attributes[self.kind.items.name] = plain(self.items)
-            span.set_attributes(redaction.redact(attributes))
-            if self.error_type is not None:
-                span.set_status(Status(StatusCode.ERROR))
-        # Spans end by the wall clock, operations by the steady one.
-        span.end(None if ended_ns is None else time.time_ns() - (time.perf_counter_ns() - ended_ns))
+        try:
+            if span.is_recording():
+                self._describe(span)
+        finally:
+            # Spans end by the wall clock, operations by the steady one.
+            span.end(None if ended_ns is None else time.time_ns() - (time.perf_counter_ns() - ended_ns))
+
+    def _describe(self, span: Span) -> None:
+        if self.error_type is not None:
+            span.set_status(Status(StatusCode.ERROR))
+        keys = self.kind.duration.attributes
+        attributes = {k: v for k, v in zip(keys, self.labels, strict=True) if v is not None}
+        if self.items is not None and self.kind.items is not None:
+            attributes[self.kind.items.name] = plain(self.items)
+        span.set_attributes(redaction.redact(attributes))
 
 
 def start(

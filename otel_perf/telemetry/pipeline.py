@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import multiprocessing.util
 import os
 import threading
 import time
@@ -58,9 +59,10 @@ class Ticker:
         return True
 
     def after_fork(self) -> None:
-        """Starts a thread of the child's own."""
-        self._stop = threading.Event()
-        self._thread = self._start()
+        """Starts a thread of the child's own, unless it was told to stop before the fork."""
+        if not self._stop.is_set():
+            self._stop = threading.Event()
+            self._thread = self._start()
 
     def flush(self, timeout_s: float) -> bool:  # noqa: ARG002  # it cannot be cut short; the pipeline does not wait
         """Calls now."""
@@ -106,12 +108,19 @@ class Pipeline:
         self._timeout_s = timeout_s
         self._closed = False
         self._before_fork: list[Callable[[], None]] = []
+        self._at_end: list[Callable[[], None]] = []
         _live.add(self)
         atexit.register(self.shutdown)
+        # Children of `multiprocessing` that were forked leave without `atexit`.
+        multiprocessing.util.register_after_fork(self, _finish_with_the_child)
 
     def on_fork(self, call: Callable[[], None]) -> None:
         """Calls this first in a forked child, before any part starts anew."""
         self._before_fork.append(call)
+
+    def on_end(self, call: Callable[[], None]) -> None:
+        """Calls this after the shutdown, in the thread that asked for it: the parts' own may be held up."""
+        self._at_end.append(call)
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Hands on everything that waits, within the time; True only when nothing was left or lost."""
@@ -123,8 +132,11 @@ class Pipeline:
             return True
         self._closed = True
         atexit.unregister(self.shutdown)
-        _live.discard(self)
-        return self._all(lambda part, left_s: part.shutdown(left_s), timeout_s)
+        done = self._all(lambda part, left_s: part.shutdown(left_s), timeout_s)
+        _live.discard(self)  # not before: a fork meanwhile inherits the locks that the parts hold
+        for call in self._at_end:
+            _guarded(call, "the end of the shutdown")
+        return done
 
     def _all(self, call: Callable[[Part, float], bool], timeout_s: float | None) -> bool:
         deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
@@ -152,14 +164,14 @@ class Pipeline:
     def after_fork(self) -> None:
         """Starts every part anew in a forked child."""
         for call in (*self._before_fork, *(part.after_fork for part in self._parts)):
-            _restart(call)
+            _guarded(call, "starting anew after a fork")
 
 
-def _restart(call: Callable[[], None]) -> None:
+def _guarded(call: Callable[[], None], where: str) -> None:
     try:
         call()
     except Exception:
-        guard.note("starting anew after a fork")
+        guard.note(where)
 
 
 def _started(thread: threading.Thread) -> bool:
@@ -168,6 +180,10 @@ def _started(thread: threading.Thread) -> bool:
     except RuntimeError:  # no thread can be started any more while the interpreter goes down
         return False
     return True
+
+
+def _finish_with_the_child(pipeline: Pipeline) -> None:
+    multiprocessing.util.Finalize(None, pipeline.shutdown, exitpriority=0)
 
 
 _live: weakref.WeakSet[Pipeline] = weakref.WeakSet()

@@ -6,6 +6,7 @@ from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import sampling
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from otel_perf._version import __version__
@@ -26,20 +27,21 @@ class Runtime:
     """The settings, registry, tracer and lifecycle that are in force."""
 
     __slots__ = (
-        "_instruments", "exemplars", "exposition", "meter_provider", "pipeline", "registry", "resource", "sender",
-        "settings", "slow_query_s", "tracer", "tracer_provider",
+        "_instruments", "exemplars", "exposition", "meter_provider", "pipeline", "registry", "resource", "sampler",
+        "sender", "settings", "slow_query_s", "tracer", "tracer_provider",
     )  # fmt: skip
 
     def __init__(
         self, settings: Settings, registry: Registry, tracer: trace.Tracer, pipeline: Pipeline, *,
         tracer_provider: trace.TracerProvider, meter_provider: MeterProvider, resource: Resource,
-        sender: SpanSender | None = None,
+        sender: SpanSender | None = None, sampler: sampling.Sampler = sampling.DEFAULT_ON,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.registry = registry
         self.tracer = tracer
         self.pipeline = pipeline
         self.sender = sender
+        self.sampler = sampler
         self.tracer_provider = tracer_provider
         self.meter_provider = meter_provider
         self.resource = resource

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import uuid
 from collections.abc import Callable
 from contextvars import Token
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, cast
 from opentelemetry import context, metrics
 from opentelemetry.context import Context
 from opentelemetry.metrics import MeterProvider
+from opentelemetry.sdk import resources
 from opentelemetry.sdk.metrics import (
     Counter,
     Histogram,
@@ -27,6 +29,7 @@ from opentelemetry.sdk.metrics.view import (
     ExponentialBucketHistogramAggregation,
 )
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanProcessor
 
 from otel_perf.conventions import InstrumentKind
 from otel_perf.telemetry.aggregation import Cell, Explicit, Exponential
@@ -39,9 +42,12 @@ __all__ = [
     "bind_reader",
     "detach",
     "exporter_preferences",
+    "instance_id",
     "is_proxy",
     "preferences",
     "renew_resource",
+    "reset_provider",
+    "stop_retrying",
     "suppressed",
 ]
 
@@ -71,6 +77,13 @@ def is_proxy(provider: MeterProvider) -> bool:
     return type(provider).__name__ == "_ProxyMeterProvider"
 
 
+def instance_id() -> str:
+    """The id of this process: the one that the SDK gives it too, where it does."""
+    detector: Any = getattr(resources, "ServiceInstanceIdResourceDetector", None)
+    found: Any = detector().detect().attributes.get("service.instance.id") if detector is not None else None
+    return str(found or uuid.uuid4())
+
+
 def renew_resource(provider: Any, resource: Resource) -> None:
     """Gives a stock provider of spans another resource in place, its tracers included: libraries hold those."""
     if hasattr(provider, "_tracers_lock"):
@@ -78,6 +91,25 @@ def renew_resource(provider: Any, resource: Resource) -> None:
     update: Any = getattr(provider, "_update_resource", None)
     if update is not None:
         update(resource)
+
+
+def reset_provider(provider: Any, resource: Resource, processor: SpanProcessor) -> None:
+    """Gives a stock provider of spans this resource and this processor only, in place: libraries hold its tracers."""
+    if hasattr(provider, "_resource") and hasattr(provider, "_update_resource"):
+        provider._resource = resource  # so that nothing of the old one is merged into it
+        provider._update_resource(resource)
+    processors: Any = getattr(provider, "_active_span_processor", None)
+    if hasattr(processors, "_span_processors"):
+        processors._span_processors = (processor,)
+
+
+def stop_retrying(exporter: object) -> None:
+    """Lets a stock OTLP exporter give up after one attempt, the wait before the next included."""
+    # The HTTP exporter keeps the event in its client, the gRPC one in itself.
+    stop: Any = getattr(getattr(exporter, "_client", None), "_shutdown_event", None)
+    stop = stop or getattr(exporter, "_shutdown_in_progress", None)
+    if isinstance(stop, threading.Event):
+        stop.set()
 
 
 def detach(token: Token[Context]) -> None:

@@ -1,10 +1,11 @@
-"""The page and the API on an app: `mount(app)` serves /performance, /api/performance and /metrics."""
+"""The page and the API on an app: `mount(app)` serves /performance, /api/performance, /api/health and /metrics."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import re
+import time
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -18,41 +19,47 @@ except ImportError:  # the message is worth more than the bare ModuleNotFoundErr
     raise ImportError("otel_perf.web needs Starlette: pip install 'otel-perf[web]'") from None
 
 from otel_perf.insight import live
+from otel_perf.insight.health import Losses, health
 from otel_perf.insight.snapshot import snapshot
 from otel_perf.telemetry import runtime
 from otel_perf.telemetry.prometheus import OPENMETRICS, TEXT
+from otel_perf.web import pages
 from otel_perf.web.access import Access, Allow
 
 __all__ = ["mount"]
 
 _NOT_CONFIGURED = "otel_perf is not configured: call otel_perf.configure() when the service starts"
 _NOT_LOCAL = (
-    "only clients on this machine may read this; send 'Authorization: Bearer <token>' with the value of "
-    "OTEL_PERF_ACCESS_TOKEN, or give mount(app, allow=...) a check of your own"
+    "only clients on this machine may read this, not through a proxy and not with loopback=False; send "
+    "'Authorization: Bearer <token>' with the value of OTEL_PERF_ACCESS_TOKEN, or give mount(app, allow=...) a check "
+    "of your own"
 )
 _NEVER_STORED = {"cache-control": "no-store"}
+_HEALTH_KEPT_S = 1.0
 
 
-def mount(app: Starlette, *, token: str | None = None, allow: Allow | None = None) -> None:
-    """Serves `/performance` (a page), `/api/performance` (JSON) and `/metrics` (Prometheus) on an app.
+def mount(app: Starlette, *, token: str | None = None, allow: Allow | None = None, loopback: bool = True) -> None:
+    """Serves `/performance` (a page), `/api/performance` (JSON), `/metrics` (Prometheus) and `/api/health` on an app.
 
-    Loopback clients may read them. Others need the token, or must pass `allow`.
+    Loopback clients may read them. Others need the token, or must pass `allow`. `/api/health` is open to all: it holds
+    words and no figures. A route of the app's own with one of these paths wins.
 
     Args:
         app: a FastAPI or Starlette application; also one that has started.
         token: bearer token, by default the setting `access_token`.
         allow: a function of the request, sync or async, that answers True to let it in.
+        loopback: False lets no client in for being local: for a service behind a proxy on the same machine.
 
     Raises:
         TypeError: when the app cannot take routes.
     """
-    if not hasattr(app, "add_route"):
+    if not isinstance(getattr(app, "routes", None), list):
         raise TypeError(f"mount() takes a FastAPI or Starlette app, not {type(app).__qualname__!r}")
 
     async def refused(request: Request) -> Response | None:
         in_force = runtime.current
         wanted = token if token is not None or in_force is None else in_force.settings.access_token
-        if not await Access(wanted, allow).permits(request):
+        if not await Access(wanted, allow, loopback).permits(request):
             return JSONResponse({"error": _NOT_LOCAL}, 403, _NEVER_STORED)
         return None if in_force is not None else JSONResponse({"error": _NOT_CONFIGURED}, 503, _NEVER_STORED)
 
@@ -73,8 +80,28 @@ def mount(app: Starlette, *, token: str | None = None, allow: Allow | None = Non
         body = await run_in_threadpool(_exposition, openmetrics)
         return Response(body, media_type=OPENMETRICS if openmetrics else TEXT, headers=_NEVER_STORED)
 
-    for path, endpoint in (("/performance", page), ("/api/performance", performance), ("/metrics", metrics)):
-        app.add_route(path, endpoint, methods=["GET"], include_in_schema=False)
+    endpoints: dict[str, pages.Endpoint] = {
+        "/performance": page, "/api/performance": performance, "/metrics": metrics, "/api/health": _Health().answer,
+    }  # fmt: skip
+    pages.place(app.routes, endpoints)
+
+
+class _Health:
+    """The health of one mount; judged at most once a second, since everybody may ask."""
+
+    def __init__(self) -> None:
+        self._losses = Losses()
+        self._judged: dict[str, Any] = {}
+        self._judged_s = -_HEALTH_KEPT_S
+        self._of: runtime.Runtime | None = None
+
+    async def answer(self, _request: Request) -> Response:
+        now_s, in_force = time.monotonic(), runtime.current
+        if not self._judged or in_force is not self._of or now_s - self._judged_s >= _HEALTH_KEPT_S:
+            self._of, self._judged_s = in_force, now_s
+            document = await run_in_threadpool(_snapshot)
+            self._judged = health(document, losing=self._losses.lately(document)) if document else health(None)
+        return JSONResponse(self._judged, headers=_NEVER_STORED)
 
 
 def _snapshot() -> dict[str, Any]:

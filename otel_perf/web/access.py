@@ -1,7 +1,8 @@
 """Who may read the performance page: clients on this machine, and whoever brings the token or passes the app's check.
 
-A request that came through a proxy is not local, whatever its socket says, and neither is one whose Host header names
-another machine: that is how a hostile web page reaches a service on loopback (DNS rebinding).
+A request that shows the marks of a proxy is not local, whatever its socket says, and neither is one whose Host header
+names another machine: that is how a hostile web page reaches a service on loopback (DNS rebinding). A proxy on this
+machine that leaves no mark cannot be told from a local client: `loopback=False` is for those.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ __all__ = ["Access", "Allow"]
 #: The app's own check; True lets the request in.
 Allow = Callable[[Request], "bool | Awaitable[bool]"]
 
-_PROXIED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+_PROXIED = frozenset((
+    "forwarded", "via", "x-real-ip", "true-client-ip", "x-client-ip", "x-original-forwarded-for",
+    "x-envoy-external-address", "fly-client-ip", "fastly-client-ip",
+))  # fmt: skip
+_PROXIED_BEGIN = ("x-forwarded-", "cf-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +33,11 @@ class Access:
 
     token: str | None = None
     allow: Allow | None = None
+    loopback: bool = True
 
     async def permits(self, request: Request) -> bool:
         """Whether this request may read what otel_perf knows."""
-        if _is_local(request) or self._has_token(request):
+        if (self.loopback and _is_local(request)) or self._has_token(request):
             return True
         if self.allow is None:
             return False
@@ -46,10 +52,15 @@ class Access:
 
 
 def _is_local(request: Request) -> bool:
-    if any(name in request.headers for name in _PROXIED):
+    # Clients have spoken HTTP/1.1 for decades; nginx speaks 1.0 to what is behind it, and adds no header by itself.
+    if request.scope.get("http_version") == "1.0" or any(map(_is_of_a_proxy, request.headers.keys())):
         return False
     client = request.client
     return client is not None and _is_loopback(client.host) and _is_loopback(_host_name(request))
+
+
+def _is_of_a_proxy(header: str) -> bool:
+    return header in _PROXIED or header.startswith(_PROXIED_BEGIN)
 
 
 def _host_name(request: Request) -> str:
@@ -63,6 +74,8 @@ def _is_loopback(host: str) -> bool:
     if host.lower() == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
+        # A socket that takes both kinds of addresses tells IPv4 clients so.
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
     except ValueError:
         return False

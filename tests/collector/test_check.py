@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from collector import check, readback, report, servers
+from collector import check, readback, report, servers, totals, waiting
 from examples.streak import traffic
 
 _TAGS: dict[str, dict[str, Any]] = {
@@ -73,7 +73,7 @@ def test_a_loop_of_parents_ends() -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not there at once is not waited for."""
-    monkeypatch.setattr(check, "_DEADLINE_S", 0.0)
+    monkeypatch.setattr(waiting, "_DEADLINE_S", 0.0)
 
 
 def _sent() -> check.Sent:
@@ -128,6 +128,125 @@ def test_a_trace_that_did_not_reach_cloud_trace_is_found(impatient: None) -> Non
     arrived = {"otlp": {"t"}, "legacy": set[str]()}
     cloud: Any = SimpleNamespace(received=SimpleNamespace(trace_ids=arrived.__getitem__))
     assert [finding.ok for finding in check._cloud_trace(cloud, _sent())] == [True, False]
+
+
+@pytest.mark.parametrize("asked", [("GET", "/a"), ("POST", "/a")])
+def test_a_route_that_was_never_asked_is_named(asked: tuple[str, str]) -> None:
+    """A route of the service that the traffic leaves out cannot be told from one that works, so it is a finding."""
+    finding = check._all_routes(_sent(), {("GET", "/a"), asked})
+    assert finding.ok is (asked == ("GET", "/a"))
+    assert finding.ok or "POST /a" in finding.found
+    assert not check._all_routes(_sent(), set()).ok
+
+
+class _Cloud:
+    """What the stand-in of Cloud Trace would tell."""
+
+    def __init__(self, *, otlp: int = 5, legacy: int = 5, shown: str = "****") -> None:
+        self._counts = {"otlp": otlp, "legacy": legacy}
+        self._shown = shown
+        self.received = self
+
+    def span_count(self, way: str) -> int:
+        return self._counts[way]
+
+    def trace_ids(self, _way: str) -> set[str]:
+        return {"t", "start"}
+
+    def trace(self, _trace_id: str) -> dict[str, list[dict[str, Any]]]:
+        return {way: [{"attributes": {"note": self._shown}}] for way in totals.CLOUD_WAYS}
+
+
+def _answer(**changed: float) -> Any:
+    """Answer as a Prometheus would after five spans, two of them calls, but for what is changed."""
+    told = {"made": 5.0, "accepted": 5.0, "lost": 0.0, "faults": 0.0, "calls": 5.0, "edge": 2.0, "unknown": 0.0}
+    told |= changed
+    by_part = {
+        "otel_perf_spans_made": "made", "receiver_accepted": "accepted", "enqueue": "lost", "internal_errors": "faults",
+        "span_metrics": "calls", 'server="unknown"': "unknown", 'client="streak"': "edge",
+    }  # fmt: skip
+
+    def query(_url: str, expression: str) -> list[tuple[dict[str, str], float]]:
+        if "target_info" in expression:
+            jobs = ("streak", "streak-push")[: int(told.get("services", 2))]
+            version = {"service_version": "1", "deployment_environment_name": "demo"} if "version" not in told else {}
+            return [({"job": job, **version}, 1.0) for job in jobs]
+        name = next((name for part, name in by_part.items() if part in expression), None)
+        return [({}, told[name] if name else 2.0)]
+
+    return query
+
+
+_RUNNING: Any = SimpleNamespace(
+    prometheus=SimpleNamespace(url=""), jaeger=SimpleNamespace(url=""), otelcol=SimpleNamespace(otlp_http_url="")
+)
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({}, None),
+        ({"accepted": 4}, "spans made, and accepted by the Collector"),
+        ({"made": 0, "accepted": 0}, "spans made, and accepted by the Collector"),
+        ({"lost": 1}, "refused, not queued or not sent by the Collector"),
+        ({"faults": 1}, "dropped by the services, and faults of otel_perf in them"),
+    ],
+)
+def test_the_collector_must_have_taken_what_was_made(
+    impatient: None, monkeypatch: pytest.MonkeyPatch, changed: dict[str, float], fault: str | None
+) -> None:
+    """A span that was not accepted, and one that was refused or dropped, are findings of their own."""
+    monkeypatch.setattr(readback, "query", _answer(**changed))
+    _made, findings = totals.of_the_collector(_RUNNING)
+    assert [finding.name for finding in findings if not finding.ok] == ([fault] if fault else [])
+
+
+@pytest.mark.parametrize(
+    ("changed", "cloud", "fault"),
+    [
+        ({}, {}, None),
+        ({}, {"otlp": 4}, "spans in Cloud Trace, otlp"),
+        ({}, {"legacy": 6}, "spans in Cloud Trace, legacy"),
+        ({"jaeger": 4}, {}, "spans in Jaeger"),
+        ({"calls": 0}, {}, "spans in the span metrics"),
+        ({"edge": 0}, {}, "calls from streak to streak-push in the service graph"),
+        ({"unknown": 1}, {}, "calls in the service graph whose server is unknown"),
+        ({"services": 1}, {}, "version and environment of each service"),
+        ({"version": 0}, {}, "version and environment of each service"),
+    ],
+)
+def test_every_backend_must_have_every_span(
+    impatient: None,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, float],
+    cloud: dict[str, int],
+    fault: str | None,
+) -> None:
+    """One span less, or one too many, in one place is told by that place's name."""
+    monkeypatch.setattr(readback, "query", _answer(**changed))
+    start = int(changed.get("jaeger", 5)) - 3
+    monkeypatch.setattr(readback, "span_counts", lambda _url, ids: {"t": 3, "start": start} if len(ids) == 2 else {})
+    told: Any = _Cloud(otlp=cloud.get("otlp", 5), legacy=cloud.get("legacy", 5))
+    findings = list(totals.of_spans(_RUNNING, told, 5, frozenset({"t"})))
+    assert [finding.name for finding in findings if not finding.ok] == ([fault] if fault else [])
+
+
+@pytest.mark.parametrize(
+    ("in_jaeger", "in_cloud", "ok"),
+    [("****", "****", True), ("c0ffee", "****", False), ("****", "c0ffee", False), (None, "****", False)],
+    ids=["masked", "readable in Jaeger", "readable in Cloud Trace", "not arrived"],
+)
+def test_a_secret_must_arrive_masked(
+    impatient: None, monkeypatch: pytest.MonkeyPatch, in_jaeger: str | None, in_cloud: str, ok: bool
+) -> None:
+    """The planted secret is a finding where it can be read, and where its span did not arrive at all."""
+    spans = [] if in_jaeger is None else [readback.Span(span_id="1", parent_id=None, service="planted", name="planted",
+                                                       tags={"note": in_jaeger})]  # fmt: skip
+    monkeypatch.setattr(readback, "trace", lambda _url, _trace_id: spans)
+    monkeypatch.setattr(totals, "_send", lambda _url, _trace_id, _attributes: None)
+    monkeypatch.setattr(secrets, "token_hex", lambda _length: "c0ffee")
+    told: Any = _Cloud(shown=in_cloud)
+    assert totals.planted_secret(_RUNNING, told).ok is ok
 
 
 def test_one_bad_finding_fails_the_report() -> None:

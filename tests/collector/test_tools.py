@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,9 @@ from collector import provision, tools
 _ROOT = Path(__file__).resolve().parents[2]
 
 Program = Callable[..., Path]
+
+_RUNS = "#!/bin/sh\n:\n"
+_BUILD = """printf '#!/bin/sh\\n:\\n' > "$out"; chmod 755 "$out\""""
 
 
 @pytest.fixture
@@ -68,8 +73,24 @@ def test_our_own_build_is_found_in_the_cache(machine: Path) -> None:
     cached = tools.TOOLS["jaeger"].cached
     assert cached is not None
     cached.parent.mkdir(parents=True)
-    cached.touch()
+    cached.write_text(_RUNS, encoding="utf-8")
+    cached.chmod(0o755)
     assert tools.find("jaeger") == cached
+
+
+@pytest.mark.parametrize(("content", "mode"), [("", 0o644), (_RUNS, 0o644), ("garbage", 0o755)])
+def test_a_build_that_does_not_run_is_built_anew(machine: Path, content: str, mode: int) -> None:
+    """What is in the cache but is not executable, or not a program, is not trusted."""
+    cached = tools.TOOLS["otelcol"].cached
+    assert cached is not None
+    cached.parent.mkdir(parents=True)
+    cached.write_text(content, encoding="utf-8")
+    cached.chmod(mode)
+    with pytest.raises(tools.MissingToolError, match="does not run"):
+        tools.find("otelcol")
+    _go(machine, _BUILD)
+    assert tools.install(["otelcol"])["otelcol"] == cached
+    assert cached.read_text(encoding="utf-8") == _RUNS
 
 
 def test_a_change_of_the_sources_asks_for_a_build(tmp_path: Path) -> None:
@@ -111,9 +132,9 @@ while [ $# -gt 0 ]; do if [ "$1" = -o ]; then out=$2; fi; shift; done
 
 def test_a_build_goes_to_the_cache_and_only_once(machine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Installing builds what is missing; installing again finds it and runs nothing."""
-    _go(machine, 'echo run >> "$OTEL_PERF_TOOLS/runs"; echo binary > "$out"')
+    _go(machine, f'echo run >> "$OTEL_PERF_TOOLS/runs"; {_BUILD}')
     first = tools.install(["otelcol"])["otelcol"]
-    assert first.read_text(encoding="utf-8") == "binary\n"
+    assert first.read_text(encoding="utf-8") == _RUNS
     assert first.parent.parent == provision.cache_folder()
     assert "built in" in capsys.readouterr().err
     assert tools.install(["otelcol"])["otelcol"] == first
@@ -134,7 +155,7 @@ def test_a_failed_build_leaves_nothing_and_tells_why(machine: Path) -> None:
 
 def test_two_builds_at_once_are_one(machine: Path) -> None:
     """A second installer waits for the first and takes what it made."""
-    _go(machine, 'echo run >> "$OTEL_PERF_TOOLS/runs"; sleep 0.5; echo binary > "$out"')
+    _go(machine, f'echo run >> "$OTEL_PERF_TOOLS/runs"; sleep 0.5; {_BUILD}')
     threads = [threading.Thread(target=tools.install, args=(["otelcol"],)) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -197,6 +218,49 @@ def test_a_policy_of_the_machine_stays(machine: Path, tmp_path: Path, monkeypatc
     apt.chmod(0o755)
     provision.apt_install(["redis-server"], lambda _text: None)
     assert policy.read_text(encoding="utf-8") == "mine"
+
+
+def test_a_policy_that_we_left_behind_is_cleared(
+    machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was killed leaves its policy; the next run knows it for ours and takes it away."""
+    policy = tmp_path / "policy-rc.d"
+    policy.write_text(provision._OUR_POLICY, encoding="utf-8")
+    monkeypatch.setattr(provision, "_POLICY", policy)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    apt = machine / "apt-get"
+    apt.write_text("#!/bin/sh\n", encoding="utf-8")
+    apt.chmod(0o755)
+    provision.apt_install(["redis-server"], lambda _text: None)
+    assert not policy.exists()
+
+
+def test_a_cache_folder_that_cannot_be_written_is_told(
+    machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instead of a traceback there is a remedy that names the variable."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OTEL_PERF_TOOLS", str(tmp_path / "file" / "cache"))
+    _go(machine, _BUILD)
+    with pytest.raises(provision.InstallError, match="OTEL_PERF_TOOLS"):
+        tools.install(["otelcol"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_build_and_its_children(machine: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """What `go build` had started does not work on unseen, and nothing half done stays."""
+    pid_file = tmp_path / "pid"
+    _go(machine, f"sleep 600 & echo $! > {pid_file}.new; mv {pid_file}.new {pid_file}; wait")
+    command = [sys.executable, str(_ROOT / "collector" / "tools.py"), "install", "otelcol"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as installing:
+        give_up_at = time.monotonic() + 30
+        while not pid_file.exists() and time.monotonic() < give_up_at:
+            time.sleep(0.05)
+        installing.send_signal(number)
+        _, shown = installing.communicate(timeout=30)
+    assert installing.returncode == 130, shown
+    child = Path(f"/proc/{pid_file.read_text(encoding='utf-8').strip()}/stat")
+    assert not child.exists() or child.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
 
 
 def test_a_failing_apt_is_told_with_its_output(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,8 @@ def test_empty_document_says_null_and_not_zero_milliseconds(read):
     assert document["requests"]["p95_ms"] is None
     assert document["cache"]["hit_rate"] is None
     assert document["export"] == {
-        "sending": False, "made": None, "delivered": None, "queued": 0, "lost": 0, "lost_by_reason": {},
+        "sending": False, "made": None, "delivered": None, "queued": 0, "capacity": None,
+        "lost": 0, "lost_by_reason": {},
     }  # fmt: skip
 
 

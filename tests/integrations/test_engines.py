@@ -386,6 +386,61 @@ def test_an_app_that_upstream_measures_already_gets_the_rest(telemetry, theirs, 
     FastAPIInstrumentor.uninstrument_app(app)
 
 
+@pytest.mark.parametrize("where", ["added", "instrumented", "around"])
+@pytest.mark.parametrize(
+    ("path", "error_type"), [("/boom", "ValueError"), ("/handled", "503"), ("/answered", "502"), ("/api/items/1", None)]
+)
+def test_upstreams_span_fails_as_our_metric_does(telemetry, theirs, where, path, error_type):
+    """Where upstream makes the span and we the metric, both have the same error.type while the span is open."""
+    app: Any = build()
+
+    @app.exception_handler(LookupError)
+    async def handle(request: Any, error: LookupError) -> PlainTextResponse:
+        return PlainTextResponse("handled", 503)
+
+    @app.get("/handled")
+    async def handled() -> None:
+        raise KeyError
+
+    @app.get("/answered")
+    async def answered() -> PlainTextResponse:
+        return PlainTextResponse("answered", 502)
+
+    if where == "instrumented":
+        FastAPIInstrumentor.instrument_app(app, **theirs)
+    elif where == "added":
+        app.add_middleware(OpenTelemetryMiddleware, **theirs)
+    with instrument(app):
+        ask(OpenTelemetryMiddleware(app, **theirs) if where == "around" else app, path)
+    if where == "instrumented":
+        FastAPIInstrumentor.uninstrument_app(app)
+    (span,) = servers(telemetry)
+    (point,) = telemetry.points(DURATION)
+    assert point.attributes.get("error.type") == error_type
+    if (where, path) == ("added", "/boom"):
+        error_type = None  # added to the app it ends its span before Starlette answers the exception
+        assert span.attributes.get("http.status_code") is None
+    assert span.attributes.get("error.type") == error_type
+    assert span.status.is_ok == (error_type is None and path != "/boom")
+
+
+def test_upstreams_span_around_a_plain_app_fails_too(telemetry, theirs):
+    """An app that raises before it answers, or in the middle, marks the span that upstream made around it."""
+
+    async def silent(scope: Any, receive: Any, send: Any) -> None:
+        raise ValueError
+
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        raise OSError
+
+    for app in (silent, broken):
+        ask(OpenTelemetryMiddleware(instrument(app), **theirs), "/")
+    assert [span.attributes["error.type"] for span in servers(telemetry)] == ["ValueError", "OSError"]
+    assert {point.attributes["error.type"] for point in telemetry.points(DURATION)} == {"ValueError", "OSError"}
+
+
 def test_upstream_that_comes_after_ours_stays_out(telemetry, theirs, caplog):
     """Upstream put over ours does not measure a second time."""
     app = build()

@@ -6,6 +6,7 @@ import asyncio
 import sys
 import types
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -227,23 +228,84 @@ def test_a_stream_that_is_left_early(telemetry: Telemetry, url: str) -> None:
 
 
 def test_within_measure_external(telemetry: Telemetry, app: _App, url: str, call: Any) -> None:
-    """The outer span is the only one and gets the attributes; its API call is counted once, the request too."""
+    """The call is a span below the outer one, the API is counted once, and both say that the status was an error."""
     with measure.external("stripe", "create_payment", category="payments"):
         call("GET", f"{url}/status/404?key=secret")
 
-    (span,) = telemetry.spans
-    assert span.name == "stripe create_payment"
-    attributes = dict(span.attributes or {})
-    assert attributes["url.full"] == f"{url}/status/404?key=REDACTED"
-    assert attributes["http.response.status_code"] == 404
-    assert attributes["http.request.method"] == "GET"
+    http, outer = telemetry.spans
+    assert (http.name, outer.name) == ("GET", "stripe create_payment")
+    assert http.parent is not None
+    assert outer.context is not None
+    assert http.parent.span_id == outer.context.span_id
+    assert (http.attributes or {})["url.full"] == f"{url}/status/404?key=REDACTED"
+    assert dict(outer.attributes or {}) == {
+        "service.peer.name": "stripe", "external.operation": "create_payment", "external.category": "payments",
+        "error.type": "404",
+    }  # fmt: skip
+    assert outer.status.status_code is StatusCode.ERROR
     (point,) = telemetry.points(_EXTERNAL)
     assert point.count == 1
-    assert point.attributes["service.peer.name"] == "stripe"
-    assert "error.type" not in point.attributes
+    assert dict(point.attributes) == dict(outer.attributes or {})
     assert telemetry.points(_HTTP, error__type="404")[0].count == 1
     ((header,),) = app.sent(b"traceparent")
-    assert f"{span.get_span_context().span_id:016x}".encode() in header
+    assert f"{http.get_span_context().span_id:016x}".encode() in header
+
+
+_DEAD = "http://127.0.0.1:1/"
+
+
+@pytest.mark.parametrize(
+    ("addresses", "error"),
+    [
+        (["/ok", "/ok"], None),
+        (["/status/500", "/ok"], None),
+        ([_DEAD, "/ok"], None),
+        (["/ok", "/status/503"], "503"),
+        (["/status/500", "/status/503"], "503"),
+        (["/status/500", _DEAD], "httpx.ConnectError"),
+    ],
+)
+def test_a_block_fails_with_its_last_call(
+    telemetry: Telemetry, url: str, call: Any, addresses: list[str], error: str | None
+) -> None:
+    """Of several calls in a block the last decides, so a retry makes good; each has its span, the API counts once."""
+    with measure.external("stripe", "pay"):
+        for address in addresses:
+            with suppress(httpx.ConnectError):
+                call("GET", address if address == _DEAD else url + address)
+
+    outer = telemetry.span("stripe pay")
+    assert [span.name for span in telemetry.spans] == ["GET", "GET", "stripe pay"]
+    assert (outer.attributes or {}).get("error.type") == error
+    (point,) = telemetry.points(_EXTERNAL)
+    assert (point.count, point.attributes.get("error.type")) == (1, error)
+    assert sum(each.count for each in telemetry.points(_HTTP)) == 2
+
+
+def test_what_a_block_says_itself_counts(telemetry: Telemetry, url: str, call: Any) -> None:
+    """An exception that leaves the block, or a failure that it names, is its error, whatever the call answered."""
+    with suppress(ValueError), measure.external("stripe", "raised"):
+        call("GET", f"{url}/status/500")
+        raise ValueError
+    with measure.external("stripe", "named") as begun:
+        call("GET", f"{url}/status/500")
+        begun.fail("declined")
+
+    assert [(p.attributes["external.operation"], p.attributes["error.type"]) for p in telemetry.points(_EXTERNAL)] == [
+        ("raised", "ValueError"), ("named", "declined"),
+    ]  # fmt: skip
+
+
+def test_a_stream_that_breaks_fails_its_block(telemetry: Telemetry, url: str) -> None:
+    """The body belongs to the call also within a block."""
+    with (
+        httpx.Client(trust_env=False) as client, instrument(client), measure.external("stripe", "export"),
+        suppress(httpx.RemoteProtocolError), client.stream("GET", f"{url}/broken") as answer,
+    ):  # fmt: skip
+        answer.read()
+
+    (point,) = telemetry.points(_EXTERNAL)
+    assert point.attributes["error.type"] == "httpx.RemoteProtocolError"
 
 
 def test_unsampled_calls_pass_the_context_on(telemetry: Telemetry, app: _App, url: str, call: Any) -> None:
@@ -278,15 +340,16 @@ def test_all_clients_and_undo(telemetry: Telemetry, app: _App, url: str) -> None
     assert (httpx.Client.send, httpx.AsyncClient.send) == before
 
 
-def test_suppressed_calls_are_left_alone(telemetry: Telemetry, app: _App, url: str, call: Any) -> None:
-    """An exporter's own traffic is neither measured nor given a context."""
+def test_suppressed_calls_make_no_span(telemetry: Telemetry, app: _App, url: str, call: Any) -> None:
+    """Where spans are suppressed the call counts, as with every library, and there is no context to pass on."""
     token = attach(set_value(sdk.SUPPRESS_KEY, True))
     try:
         call("GET", f"{url}/ok")
     finally:
         detach(token)
 
-    assert (telemetry.spans, telemetry.points(_HTTP), app.sent(b"traceparent")) == ([], [], [[]])
+    assert (telemetry.spans, app.sent(b"traceparent")) == ([], [[]])
+    assert [telemetry.points(name)[0].count for name in (_HTTP, _EXTERNAL)] == [1, 1]
 
 
 @pytest.mark.parametrize("where", ["library", "client"])
@@ -305,8 +368,13 @@ def test_beside_upstream(
         client._is_instrumented_by_opentelemetry = where == "client"  # type: ignore[attr-defined]
         client.get(f"{url}/ok")
 
-    assert (telemetry.spans, telemetry.points(_HTTP), app.sent(b"traceparent")) == ([], [], [[]])
-    assert telemetry.points(_EXTERNAL)[0].count == 1
+        assert (telemetry.spans, telemetry.points(_HTTP), app.sent(b"traceparent")) == ([], [], [[]])
+        assert telemetry.points(_EXTERNAL)[0].count == 1
+        with measure.external("stripe", "pay"):
+            client.get(f"{url}/status/500")
+
+    assert [span.name for span in telemetry.spans] == ["stripe pay"]
+    assert telemetry.points(_EXTERNAL, service__peer__name="stripe", error__type="500")[0].count == 1
 
 
 def test_cancelled(telemetry: Telemetry, url: str) -> None:

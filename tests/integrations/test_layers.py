@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from otel_perf import instrument, measure, strategy
 from otel_perf.telemetry import operation
+from tests.asking import scope
 from tests.conftest import Telemetry
 
 # cashews closes its Redis client by a name that redis-py does not want any more.
@@ -103,17 +105,56 @@ def test_cashews_over_a_dead_redis(telemetry: Telemetry) -> None:
 
 
 def test_external_over_httpx(telemetry: Telemetry) -> None:
-    """Also with a step in between, the external call is one and its span the only one of its kind."""
+    """Also with a step in between, the external call is counted once; the request below has its own span."""
     transport = httpx.MockTransport(lambda _request: httpx.Response(204))
     with httpx.Client(transport=transport) as client, instrument("httpx"):
         with measure.external("push", "send"), measure("retrying"):
             client.post("http://push.test/send")
         client.post("http://push.test/send")
 
-    assert [span.name for span in telemetry.spans] == ["retrying", "push send", "POST"]
-    assert (telemetry.spans[1].attributes or {})["http.response.status_code"] == 204
+    assert [span.name for span in telemetry.spans] == ["POST", "retrying", "push send", "POST"]
+    assert telemetry.spans[0].parent.span_id == telemetry.spans[1].context.span_id
     assert _total(telemetry, "external.api.duration") == 2
     assert _total(telemetry, "http.client.request.duration") == 2
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_an_excluded_route_counts_what_it_calls(telemetry: Telemetry, redis_server: Any, foreign: bool) -> None:
+    """Below an excluded route all libraries count and none makes a span; a span around it, if any, is passed on."""
+    sent: list[str | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request.headers.get("traceparent"))
+        return httpx.Response(200)
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        async with redis.asyncio.Redis.from_url(redis_server.url) as client:
+            await client.get("layer:1")
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
+            await http.get("http://api.test/")
+        engine = sa.create_engine("sqlite://")
+        with engine.connect() as connection:
+            connection.execute(sa.text("SELECT 1"))
+        engine.dispose()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    tracer = telemetry.runtime.tracer_provider.get_tracer("theirs")
+
+    async def ignore(_message: Any) -> None:
+        """Takes the response."""
+
+    with instrument(), tracer.start_as_current_span("theirs") if foreign else nullcontext():
+        asyncio.run(instrument(app)(scope("/metrics"), ignore, ignore))  # type: ignore[arg-type]  # it reads nothing
+
+    assert [span.name for span in telemetry.spans] == ["theirs"] * foreign
+    theirs = f"{telemetry.spans[0].context.span_id:016x}" if foreign else ""
+    assert [value is not None and theirs in value for value in sent] == [foreign]
+    assert _total(telemetry, "http.server.request.duration") == 0
+    assert _total(telemetry, "db.client.operation.duration") == 2
+    assert _total(telemetry, "cache.operation.duration") == 1
+    assert _total(telemetry, "http.client.request.duration") == 1
+    assert _total(telemetry, "external.api.duration") == 1
 
 
 def test_everything_at_once(telemetry: Telemetry, redis_server: Any, tmp_path: Path) -> None:

@@ -115,6 +115,56 @@ def test_an_argument_in_the_name_is_not_shown(telemetry: Telemetry, client: redi
     assert not any("secret" in span.to_json() for span in telemetry.spans)
 
 
+def test_only_known_commands_become_labels(telemetry: Telemetry, client: redis.Redis) -> None:
+    """Any other text is `OTHER`, alone, in a pipeline and as a second word; commands of modules are known."""
+    with instrument(client):
+        for each in ("s3ntinel", "CONFIG s3ntinel", "JSON.GET", "CLIENT INFO", "GETs3ntinel"):
+            with suppress(redis.RedisError):
+                client.execute_command(each)
+        with suppress(redis.RedisError):
+            client.pipeline(transaction=False).execute_command("s3ntinel").execute()
+
+    names = [span.name for span in telemetry.spans]
+    assert names == ["OTHER", "CONFIG", "JSON.GET", "CLIENT INFO", "OTHER", "PIPELINE OTHER"]
+    assert {point.attributes["db.operation.name"] for point in telemetry.points(_DURATION)} == set(names)
+    assert not any("S3NTINEL" in span.to_json().upper() for span in telemetry.spans)
+
+
+@pytest.mark.parametrize(
+    ("command", "slow"),
+    [
+        (("GET", "k"), True),
+        (("BLPOP", "list", 0.01), False),
+        ((b"brpop", "list", 0.01), False),
+        (("WAIT", 0, 1), False),
+        (("XREAD", "COUNT", 1, b"BLOCK", 1, "STREAMS", "s", "$"), False),
+        (("XREAD", "STREAMS", "BLOCK", "0"), True),
+    ],
+)
+def test_waiting_is_not_slow(
+    telemetry: Telemetry, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, command: tuple[Any, ...], slow: bool
+) -> None:
+    """A command whose job is to wait is never a slow operation; its duration counts as ever."""
+    monkeypatch.setattr(telemetry.runtime, "slow_query_s", 0.0)
+    with instrument(client):
+        client.execute_command(*command)
+        client.pipeline(transaction=False).execute_command(*command).execute()
+
+    assert sum(point.count for point in telemetry.points(_DURATION)) == 2
+    assert sum(point.value for point in telemetry.points("db.client.slow_operations")) == 2 * slow
+
+
+def test_nothing_waits_in_a_transaction(
+    telemetry: Telemetry, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within MULTI a blocking command answers at once: a slow transaction is slow."""
+    monkeypatch.setattr(telemetry.runtime, "slow_query_s", 0.0)
+    with instrument(client):
+        client.pipeline().blpop("list", 1).execute()
+
+    assert [point.value for point in telemetry.points("db.client.slow_operations")] == [1]
+
+
 def test_an_error(telemetry: Telemetry, client: redis.Redis) -> None:
     """An error of the server reaches the user as it is and gives its type to span and metric."""
     client.set("user:1", "text")
@@ -415,8 +465,9 @@ def test_the_upstream_engine_makes_the_spans(telemetry: Telemetry, client: redis
     client.get("user:1")
     assert len(telemetry.spans) == 2
     assert redis.Redis.execute_command is before
-    with pytest.raises(ValueError, match="'upstream'"):
-        instrument(client, engine="other")
+    with pytest.raises(ValueError, match="'ours' or 'upstream'"):
+        instrument(client, engine="otel_perf")
+    instrument(client, engine="ours").undo()
 
 
 def test_upstream_that_is_there_already_is_seen(telemetry: Telemetry, client: redis.Redis) -> None:

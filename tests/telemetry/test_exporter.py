@@ -439,3 +439,15 @@ def test_a_forked_child_counts_for_itself(metrics):
         assert in_child(child)
     assert sender.flush(5)
     assert kept.values == [5]
+
+
+def test_a_closed_sender_starts_no_thread_in_a_child(make_sender):
+    """A fork in the middle of a shutdown: the lock that another thread held is made anew, spans count as lost."""
+    sender = make_sender(Gate())
+    assert sender.shutdown(5)
+    lock = sender._changed
+    sender.after_fork()
+    assert sender._changed is not lock
+    assert not sender._thread.is_alive()
+    spans_into(sender, 1)
+    assert sender.lost == {"closed": 1}

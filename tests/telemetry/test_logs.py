@@ -23,8 +23,8 @@ def lines():
         def emit(self, record: logging.LogRecord) -> None:
             kept.append(self.format(record))
 
-        def handleError(self, record: logging.LogRecord) -> None:
-            raise
+        def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the library's name
+            raise AssertionError(f"{record.msg!r} could not be formatted")
 
     handler = Handler()
     handler.setFormatter(logging.Formatter("%(message)s %(request_id)s %(trace_id)s %(span_id)s"))
@@ -50,7 +50,7 @@ def test_an_application_may_use_the_same_names(telemetry, lines):
         log.warning("mine", extra={"request_id": "own", "trace_id": "own", "span_id": "own", "other": 1})
     assert lines == ["mine own own own"]
     with pytest.raises(KeyError, match="Attempt to overwrite 'lineno'"):
-        log.warning("x", extra={"lineno": 1})
+        log.warning("x", extra={"lineno": 1})  # noqa: G101  # on purpose
 
 
 def test_records_can_be_copied_and_sent(telemetry):

@@ -51,7 +51,7 @@ def test_plain(given, kind, value):
     assert "np." not in repr(plain(given))
 
 
-@pytest.mark.parametrize("given", ["x", None, object()])
+@pytest.mark.parametrize("given", ["x", "1", b"1", None, object()])
 def test_what_is_no_number(given):
     """Something else raises, and is the guard's to note."""
     with pytest.raises((TypeError, ValueError)):

@@ -323,7 +323,7 @@ def test_items_that_are_no_count_cost_only_themselves(telemetry, monkeypatch):
     op.stop()
     assert telemetry.span("work")
     assert telemetry.points(c.STEP_DURATION.name)
-    assert guard.errors == 1
+    assert guard.errors == 2  # neither the metric of items nor the attribute
 
 
 def test_failing_attributes_and_errors_cost_only_themselves(telemetry, monkeypatch):
@@ -342,6 +342,7 @@ def test_failing_attributes_and_errors_cost_only_themselves(telemetry, monkeypat
     assert guard.errors == 3
     assert operation.current() is None
     assert telemetry.points(c.STEP_DURATION.name, error__type="ValueError")
+    assert telemetry.span("work").status.status_code is StatusCode.ERROR
 
 
 def test_threads_do_not_see_each_others_operation(telemetry):

@@ -62,8 +62,9 @@ def test_an_exporter_is_asked_as_a_reader_is():
     """What a stock exporter prefers comes out the same; one that prefers nothing gets totals."""
 
     class Exporter:
-        _preferred_temporality = {stock.Histogram: AggregationTemporality.DELTA}
-        _preferred_aggregation = {stock.Histogram: ExponentialBucketHistogramAggregation()}
+        def __init__(self) -> None:
+            self._preferred_temporality = {stock.Histogram: AggregationTemporality.DELTA}
+            self._preferred_aggregation = {stock.Histogram: ExponentialBucketHistogramAggregation()}
 
     asked = sdk.exporter_preferences(Exporter())  # type: ignore[arg-type]
     assert asked.delta("histogram")
@@ -114,7 +115,7 @@ def test_suppression_is_the_sdks_own():
 
 
 def test_detaching_elsewhere_raises_and_logs_nothing(caplog, monkeypatch):
-    """The public `detach` logs an error with a traceback; ours tells the caller; without the private name it is used."""
+    """The public `detach` logs an error with a traceback, ours tells the caller; it is the fall-back."""
     token = context.attach(context.set_value("k", "v"))
     with pytest.raises(ValueError, match="different Context"):
         contextvars.copy_context().run(sdk.detach, token)
@@ -156,6 +157,13 @@ def test_the_module_loads_without_private_names(monkeypatch, name):
         assert sdk.ApiGauge
     finally:
         vars(sdk).update(before)
+
+
+def test_a_process_has_one_id(monkeypatch):
+    """The SDK's own, so that spans and metrics agree after a fork; without its detector, one of ours."""
+    assert sdk.instance_id() == sdk.instance_id() == Resource.create({}).attributes["service.instance.id"]
+    monkeypatch.delattr(sdk.resources, "ServiceInstanceIdResourceDetector")
+    assert sdk.instance_id() != sdk.instance_id()
 
 
 def test_threads_have_their_own_suppression():

@@ -66,6 +66,30 @@ def test_nothing_is_lost_when_threads_record_while_others_collect():
     assert sum(values(totals.collect()).values()) == threads_n * each_n
 
 
+def test_a_value_that_comes_during_a_fold_waits_for_the_next():
+    """Between taking the batch and clearing it another thread may append: that value is not cleared with it."""
+
+    class Raced(list):
+        """Gets another value while its content is being copied."""
+
+        late = True
+
+        def __getitem__(self, index):
+            batch = super().__getitem__(index)
+            if self.late:
+                self.late = False
+                self.append(10)
+            return batch
+
+    registry = Registry()
+    series = make(registry).at(("a",))
+    cursor = registry.cursor()
+    series.pending = Raced()
+    series.record(1)
+    assert values(cursor.collect()) == {"a": 1}
+    assert values(cursor.collect()) == {"a": 11}
+
+
 def test_a_full_list_is_folded_without_a_reader_asking():
     """At 512 values the recording thread folds, so that memory stays bounded; a fold in progress is not waited for."""
     registry = Registry()

@@ -14,7 +14,7 @@ import otel_perf
 from otel_perf import measure
 from otel_perf.settings import Settings, SettingsError
 from otel_perf.telemetry import runtime, transport
-from tests.telemetry.receiver import Receiver, receiver
+from tests.telemetry.receiver import Receiver, dead, receiver
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ class Traces(trace_service_pb2_grpc.TraceServiceServicer):
     def __init__(self, kept: Receiver) -> None:
         self.kept = kept
 
-    def Export(self, request, context):
+    def Export(self, request, context):  # noqa: N802  # gRPC's name
         self.kept.requests.append(("traces", dict(context.invocation_metadata())))
         self.kept.take_traces(request)
         return trace_service_pb2.ExportTraceServiceResponse()
@@ -65,7 +65,7 @@ class Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
     def __init__(self, kept: Receiver) -> None:
         self.kept = kept
 
-    def Export(self, request, context):
+    def Export(self, request, context):  # noqa: N802  # gRPC's name
         self.kept.take_metrics(request)
         return metrics_service_pb2.ExportMetricsServiceResponse()
 
@@ -106,3 +106,36 @@ def test_grpc_without_its_extra_stops_start_up(monkeypatch, telemetry):
     assert runtime.current is before
     transport.check(Settings(protocol="grpc"))
     transport.check(Settings(protocol="grpc", endpoint="http://h", disabled=True))
+
+
+def test_a_signal_that_is_switched_off(caplog):
+    """An exporter that is not OTLP's sends nothing, which is said once at the start."""
+    caplog.set_level("INFO")
+    settings = Settings(endpoint="http://h:4318", traces_exporter=("none",), metrics_exporter=("console",))
+    assert (transport.traces_endpoint(settings), transport.metrics_endpoint(settings)) == (None, None)
+    transport.check(settings)
+    assert [record.message for record in caplog.records] == [
+        "otel_perf: traces_exporter is none, so no traces are sent",
+        "otel_perf: metrics_exporter is console, so no metrics are sent",
+    ]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_proxy_is_no_way_to_loopback(monkeypatch, host):
+    """A proxy of the environment is left aside where the endpoint is on this machine."""
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, dead())
+    with receiver() as kept:
+        otel_perf.configure(service_name="t", endpoint=kept.url.replace("127.0.0.1", host))
+        with measure("work"):
+            pass
+        assert otel_perf.shutdown()
+        assert [span.name for _, span in kept.spans] == ["work"]
+
+
+def test_a_proxy_is_used_for_other_hosts():
+    """Both protocols take the environment's proxy as ever, on other hosts."""
+    settings = Settings()
+    assert "session" not in transport._by_http(settings, "http://collector:4318/v1/traces", {})
+    assert "channel_options" not in transport._by_grpc(settings, "http://collector:4317", {})
+    assert transport._by_grpc(settings, "http://app.localhost:4317", {})["channel_options"]

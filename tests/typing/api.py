@@ -88,7 +88,7 @@ def mistakes() -> None:
     """What must not pass: an ignore that is not needed is an error as well."""
     bare("one")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     measure("x", colour="red")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
-    measure.job("x", every=None).nothing  # type: ignore[attr-defined]  # pyright: ignore
+    measure.job("x", every=None).nothing()  # type: ignore[attr-defined]  # pyright: ignore
     catalogue.counter("x", attributes=(1,))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     measure.record("x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 

@@ -109,6 +109,34 @@ def test_an_own_check_and_an_own_token_win(telemetry):
     assert ask(app, "/metrics", ELSEWHERE, {"x-team": "ops"}).status_code == 200
 
 
+def test_health_is_open_and_tells_no_figures(app, telemetry):
+    """Everybody may ask for the health, which is 200 and words; when it is bad, too."""
+    answer = ask(app, "/api/health", ELSEWHERE)
+    assert answer.status_code == 200
+    assert answer.headers["cache-control"] == "no-store"
+    assert set(answer.json()) == {"status", "services", "timestamp"}
+    assert answer.json()["status"] == "healthy"
+    telemetry.restart()
+    for _ in range(5):
+        with measure.query("SELECT", collection="users") as op:
+            op.fail("timeout")
+    bad = ask(app, "/api/health", ELSEWHERE)
+    assert bad.status_code == 200
+    assert bad.json()["status"] == "degraded"
+    assert bad.json()["services"]["database"] == "degraded"
+    otel_perf.shutdown()
+    assert ask(app, "/api/health").json()["services"]["telemetry"] == "not_configured"
+
+
+def test_health_is_judged_once_a_second(app, monkeypatch):
+    """Whoever asks often costs nothing: the judgement is kept for a second."""
+    made = []
+    monkeypatch.setattr("otel_perf.web._snapshot", lambda: made.append(1))
+    for _ in range(3):
+        ask(app, "/api/health")
+    assert len(made) == 1
+
+
 def test_routes_stay_out_of_the_apps_schema(telemetry):
     """The mounted routes are not part of the app's own OpenAPI document."""
     app = FastAPI()

@@ -1,0 +1,71 @@
+"""What `/api/health` says, in words: whether requests, database, cache and the telemetry itself are well."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+__all__ = ["Losses", "health"]
+
+_LEAST_SAMPLES = 5
+_BAD_SHARE = 0.5
+_FULL_SHARE = 0.8
+_LOSING_S = 60.0
+_GROUPS = {"requests": "requests", "database": "queries", "cache": "cache"}
+
+
+class Losses:
+    """Whether spans are being lost now: the document knows only how many were, since the start."""
+
+    __slots__ = ("_clock", "_count", "_rose_s")
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._count = 0
+        self._rose_s: float | None = None
+
+    def lately(self, document: Mapping[str, Any]) -> bool:
+        """Whether the count rose between two looks, the second of them within the last minute."""
+        before, self._count = self._count, int(document["export"]["lost"])
+        if self._count > before:
+            self._rose_s = self._clock()
+        return self._rose_s is not None and self._clock() - self._rose_s < _LOSING_S
+
+
+def health(document: Mapping[str, Any] | None, *, losing: bool = False) -> dict[str, Any]:
+    """The judgement on a snapshot, None where nothing is configured.
+
+    Args:
+        document: what `snapshot` in `otel_perf.insight.snapshot` says.
+        losing: spans are being lost.
+    """
+    if document is None:
+        services = {**dict.fromkeys(_GROUPS, "unknown"), "telemetry": "not_configured"}
+        return _document(services, datetime.now(timezone.utc).timestamp())
+    services = {name: _group(document[group]["recent"]) for name, group in _GROUPS.items()}
+    services["telemetry"] = _telemetry(document["export"], losing)
+    return _document(services, document["time_unix_s"])
+
+
+def _document(services: dict[str, str], time_unix_s: float) -> dict[str, Any]:
+    well = all(word not in {"degraded", "not_configured"} for word in services.values())
+    return {
+        "status": "healthy" if well else "degraded",
+        "services": services,
+        "timestamp": datetime.fromtimestamp(time_unix_s, timezone.utc).isoformat(timespec="milliseconds"),
+    }
+
+
+def _group(recent: Mapping[str, Any]) -> str:
+    count: int = recent["count"]
+    if count < _LEAST_SAMPLES:
+        return "unknown"
+    return "degraded" if recent["errors"] >= _BAD_SHARE * count else "healthy"
+
+
+def _telemetry(export: Mapping[str, Any], losing: bool) -> str:
+    if not export["sending"]:
+        return "not_sending"
+    return "degraded" if losing or export["queued"] > _FULL_SHARE * export["capacity"] else "healthy"

@@ -1,0 +1,68 @@
+"""Where our pages stand among the routes of an app: before what takes any path, behind what the app serves itself."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match, Route
+
+from otel_perf.integrations.routes import MARK
+
+__all__ = ["Endpoint", "place"]
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def place(routes: list[Any], endpoints: Mapping[str, Endpoint]) -> None:
+    """Puts the pages first, since a mount at "/" or a catch-all leaves nothing to what comes behind it.
+
+    Of several mounts on one app the first counts.
+    """
+    before = sum(isinstance(each, _Page) for each in routes)
+    routes[before:before] = [_Page(path, endpoint, routes) for path, endpoint in endpoints.items()]
+
+
+class _Page(Route):
+    """A page that steps aside where the app serves its path itself, and that is never measured."""
+
+    def __init__(self, path: str, endpoint: Endpoint, routes: list[Any]) -> None:
+        async def unmeasured(request: Request) -> Response:
+            # The settings exclude the path at the root; below a mount only routing tells that it is ours.
+            measured = request.scope.get(MARK)
+            if measured is not None:
+                measured.exclude()
+            return await endpoint(request)
+
+        super().__init__(path, unmeasured, methods=["GET"], include_in_schema=False)
+        self._beside = routes
+
+    def matches(self, scope: Any) -> tuple[Match, Any]:
+        match, child_scope = super().matches(scope)
+        # Asked anew each time, which only our own paths pay for: the app's routes may come after mount().
+        if match is not Match.NONE and _serves(self._beside, self.path):
+            return Match.NONE, {}
+        return match, child_scope
+
+
+def _serves(routes: Iterable[Any], path: str) -> bool:
+    """Whether one of the app's own routes has this very path; one that merely takes it by a pattern does not count."""
+    for route in routes:
+        own = getattr(route, "path", None)
+        contexts = getattr(route, "effective_route_contexts", None)
+        if isinstance(route, _Page):
+            continue
+        if contexts is not None:  # FastAPI keeps included routers whole
+            inner = [getattr(each, "starlette_route", None) or each for each in contexts()]
+            found = _serves(inner, path)
+        elif own is None:
+            continue
+        elif hasattr(route, "endpoint"):
+            found = own == path and "GET" in (getattr(route, "methods", None) or ("GET",))
+        else:
+            found = path.startswith(f"{own}/") and _serves(getattr(route, "routes", None) or (), path[len(own) :])
+        if found:
+            return True
+    return False
