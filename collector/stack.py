@@ -43,7 +43,10 @@ during a check
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.no_app and "app" in options.scrape:
+        parser.error("--scrape app needs the streak service, which --no-app leaves out")
     process.interrupted_by_signals()
     try:
         if options.command == "check":

@@ -121,11 +121,11 @@ QUERY_SLOW = Metric(
     (DB_SYSTEM, DB_OPERATION, DB_COLLECTION, DB_NAMESPACE), experimental=True,
 )  # fmt: skip
 POOL_COUNT = Metric(
-    "db.client.connection.count", "{connection}", "gauge", "Connections of a pool by state.",
+    "db.client.connection.count", "{connection}", "updowncounter", "Connections of a pool by state.",
     (DB_POOL_NAME, DB_POOL_STATE),
 )  # fmt: skip
 POOL_MAX = Metric(
-    "db.client.connection.max", "{connection}", "gauge", "Connections that a pool may open.", (DB_POOL_NAME,)
+    "db.client.connection.max", "{connection}", "updowncounter", "Connections that a pool may open.", (DB_POOL_NAME,)
 )
 CACHE_DURATION = Metric(
     "cache.operation.duration", "s", "histogram", "Duration of cache operations.",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from collector import pipeline, process
+from collector import pipeline, process, stack
 
 
 def test_one_port_for_two_is_told() -> None:
@@ -60,3 +60,11 @@ def test_signals_are_ignored_only_while_something_goes_down() -> None:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGHUP)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_a_service_that_is_left_out_cannot_be_scraped(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--scrape app` without the app is a wrong argument, not a target that is down for ever."""
+    with pytest.raises(SystemExit) as ended:
+        stack.main(["up", "--no-app", "--scrape", "app"])
+    assert ended.value.code == 2
+    assert "--no-app leaves out" in capsys.readouterr().err
