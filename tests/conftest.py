@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +21,13 @@ from otel_perf import guard
 from otel_perf.telemetry import operation, runtime
 
 pytest_plugins = ["tests.servers"]
+
+
+def pytest_configure() -> None:
+    """Signals that whoever started us ignores (nohup, a background job) are ignored by what we start, unless undone."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 @pytest.fixture
