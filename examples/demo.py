@@ -31,8 +31,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import httpx
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
+from rich.text import Text
 
 from otel_perf.cli.table import render
 
@@ -143,7 +144,9 @@ async def _show(client: httpx.AsyncClient, streak: _Service, options: argparse.N
             )
     with Live(console=Console(), screen=True, auto_refresh=False) as live:
         while True:
-            live.update(render(await _performance(client, streak)), refresh=True)
+            # The addresses once more: the full screen hides what was printed before it.
+            where = Text(f"{streak.url}/performance   {streak.url}/metrics   {streak.url}/docs   Ctrl-C stops", "dim")
+            live.update(Group(where, render(await _performance(client, streak))), refresh=True)
             await asyncio.sleep(1)
 
 
