@@ -1,39 +1,27 @@
 """The configuration of otel_perf: one frozen record, read once at start-up.
 
 Precedence: an argument, then `OTEL_PERF_*`, then the standard `OTEL_*` variable, then `[tool.otel_perf]` in the
-`pyproject.toml` of the working directory, then the default. This is the only module that reads `os.environ`.
+`pyproject.toml` of the working directory, then the default (see `sources`, the only module that reads `os.environ`).
 A bad value raises `SettingsError`, which names the setting, the value and the remedy.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
-import importlib
 import operator
-import os
-import re
-import sys
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
 from typing import Any, cast
 
-from otel_perf import values
+from otel_perf import sources, values
+from otel_perf.sources import SettingsError
 
-__all__ = ["Settings", "SettingsError", "opted_in", "reference_table"]
-
-_toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+__all__ = ["Settings", "SettingsError", "reference_table"]
 
 _SAMPLERS = (
     "always_on", "always_off", "traceidratio", "parentbased_always_on", "parentbased_always_off",
     "parentbased_traceidratio",
 )  # fmt: skip
-
-
-# Variables of our tools, and those that Kubernetes makes for a service whose name begins with otel-perf.
-_NOT_SETTINGS = re.compile(r"OTEL_PERF_(REQUIRE|TARGETS|TOOLS|(.+_)?(SERVICE_(HOST|PORT)|PORT)(_.+)?)", re.ASCII)
 _LONGEST_EXPORT_S = 300
 
 
@@ -42,10 +30,6 @@ def _seconds(value: float) -> float:
     if value == 0:  # no limit
         return _LONGEST_EXPORT_S
     return min(value / 1000, _LONGEST_EXPORT_S) if value > _LONGEST_EXPORT_S else value
-
-
-class SettingsError(ValueError):
-    """A setting has a value that cannot be used; the message names it and says what to do."""
 
 
 _PROTOCOL = values.choice("http/protobuf", "grpc")
@@ -144,6 +128,37 @@ class Settings:
         standard="OTEL_EXPORTER_OTLP_METRICS_HEADERS",
         secret=True,
     )
+    certificate: str | None = _setting(
+        values.text, "File of the certificates (PEM) that the endpoint's is checked against; the system's otherwise.",
+        default=None, standard="OTEL_EXPORTER_OTLP_CERTIFICATE",
+    )  # fmt: skip
+    traces_certificate: str | None = _setting(
+        values.text, "The same for spans alone.", default=None, standard="OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE"
+    )
+    metrics_certificate: str | None = _setting(
+        values.text, "The same for metrics alone.", default=None, standard="OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE"
+    )
+    client_certificate: str | None = _setting(
+        values.text, "File of our own certificate (PEM), for mutual TLS.", default=None,
+        standard="OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+    )  # fmt: skip
+    traces_client_certificate: str | None = _setting(
+        values.text, "The same for spans alone.", default=None,
+        standard="OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE",
+    )  # fmt: skip
+    metrics_client_certificate: str | None = _setting(
+        values.text, "The same for metrics alone.", default=None,
+        standard="OTEL_EXPORTER_OTLP_METRICS_CLIENT_CERTIFICATE",
+    )  # fmt: skip
+    client_key: str | None = _setting(
+        values.text, "File of its private key (PEM).", default=None, standard="OTEL_EXPORTER_OTLP_CLIENT_KEY"
+    )
+    traces_client_key: str | None = _setting(
+        values.text, "The same for spans alone.", default=None, standard="OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY"
+    )
+    metrics_client_key: str | None = _setting(
+        values.text, "The same for metrics alone.", default=None, standard="OTEL_EXPORTER_OTLP_METRICS_CLIENT_KEY"
+    )
     compression: str = _setting(
         values.choice("none", "gzip"), "Compression of exports.", default="gzip",
         standard="OTEL_EXPORTER_OTLP_COMPRESSION",
@@ -175,6 +190,11 @@ class Settings:
         default=4096,
         standard="OTEL_BSP_MAX_QUEUE_SIZE",
     )
+    queue_size_bytes: int = _setting(
+        values.whole(65_536, 1 << 31),
+        "Bytes of encoded spans that can wait to be sent; more are dropped and counted.",
+        default=16 * 1024 * 1024,
+    )
     flush_timeout_s: float = _setting(
         values.number(0.1, 300), "Longest time for the flush at exit, all in all.", default=5.0
     )
@@ -189,6 +209,27 @@ class Settings:
         "Share of traces that the ratio samplers record.",
         default=1.0,
         standard="OTEL_TRACES_SAMPLER_ARG",
+    )
+    sample_rules: tuple[str, ...] = _setting(
+        values.words,
+        "Shares by method and path, the first that fits: `GET /health*=0,POST /pay*=1`; else the sampler decides.",
+        default=(),
+    )
+    keep_errors: bool = _setting(
+        values.flag,
+        "Spans of this process are kept when the request or job failed, whatever was sampled.",
+        default=False,
+    )
+    keep_slower_than_s: float | None = _setting(
+        values.number(0.001, 3600), "The same when it took at least this long.", default=None
+    )
+    keep_routes: tuple[str, ...] = _setting(
+        values.words, "The same when its route or name fits; `*` stands for any text.", default=()
+    )
+    trust_context: str = _setting(
+        values.choice("always", "same-origin", "never"),
+        "Whether the trace context and baggage of a request's sender are believed.",
+        default="always",
     )
     exemplars: bool = _setting(values.flag, "Metrics carry example trace ids.", default=True)
     cardinality_limit: int = _setting(
@@ -215,6 +256,13 @@ class Settings:
         default=None,
         secret=True,
     )
+    workers_dir: str | None = _setting(
+        values.text, "Directory through which the workers of one host add up their figures; by default a private one "
+        "below the temporary directory; `none` keeps each worker to itself.", default=None,
+    )  # fmt: skip
+    handle_signals: bool = _setting(
+        values.flag, "SIGTERM is noticed, so that what waits is sent before the process ends.", default=True
+    )
     strict: bool = _setting(
         values.flag, "Raises otel_perf's own faults instead of keeping them from the app.", default=False
     )
@@ -226,104 +274,20 @@ class Settings:
         Raises:
             SettingsError: for an unknown name or a value that cannot be used.
         """
-        table = _pyproject_table()
         names = [each.name for each in fields(cls)]
-        _refuse_unknown(arguments, names, "configure()")
-        _refuse_unknown(table, names, "[tool.otel_perf] in pyproject.toml")
-        set_there = [name for name, value in os.environ.items() if name.startswith("OTEL_PERF_") and value.strip()]
-        _refuse_unknown(
-            [name for name in set_there if not _NOT_SETTINGS.fullmatch(name)],
-            [f"OTEL_PERF_{name.upper()}" for name in names],
-            "otel_perf in the environment",
-        )
+        table = sources.checked(arguments, names)
         found_values: dict[str, object] = {}
         for each in fields(cls):
-            found = _find(each.name, each.metadata["standard"], arguments, table)
+            found = sources.find(each.name, each.metadata["standard"], arguments, table)
             if found is not None:
                 value, source = found
-                found_values[each.name] = _parse(each, value, source)
+                found_values[each.name] = sources.parse(each, value, source)
         return cls(**found_values)  # type: ignore[arg-type]  # parsed above, field by field
 
     @property
     def sends(self) -> bool:
         """Whether an endpoint is configured at all."""
         return bool(self.endpoint or self.traces_endpoint or self.metrics_endpoint)
-
-
-@contextmanager
-def opted_in(convention: str) -> Generator[None, None, None]:
-    """Opts into stable semantic conventions for the length of the block: upstream reads the variable at first use."""
-    name = "OTEL_SEMCONV_STABILITY_OPT_IN"
-    before = os.environ.get(name)
-    chosen = [part.strip() for part in (before or "").split(",") if part.strip()]
-    if convention not in chosen and f"{convention}/dup" not in chosen:
-        chosen.append(convention)
-    os.environ[name] = ",".join(chosen)
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
-
-
-def _pyproject_table() -> Mapping[str, object]:
-    try:
-        source = Path("pyproject.toml").read_bytes()
-    except OSError:
-        return {}
-    if b"otel_perf" not in source:
-        return {}
-    try:
-        whole: Any = _toml.loads(source.decode("utf-8"))
-    except ValueError as error:  # also what is no UTF-8
-        raise SettingsError(f"pyproject.toml cannot be read: {error}") from error
-    tools: Any = whole.get("tool")
-    try:
-        table: object = tools.get("otel_perf", {})
-    except AttributeError:  # there are none
-        return {}
-    if not isinstance(table, dict):
-        raise SettingsError("[tool.otel_perf] in pyproject.toml must be a table")
-    return cast("Mapping[str, object]", table)
-
-
-def _refuse_unknown(given: Iterable[str], names: Sequence[str], where: str) -> None:
-    for name in given:
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(names)}"
-            raise SettingsError(f"{where} has no setting {name!r}{hint}")
-
-
-def _find(
-    name: str, standard: str | None, arguments: Mapping[str, object], table: Mapping[str, object]
-) -> tuple[object, str] | None:
-    if arguments.get(name) is not None and arguments[name] != "":
-        return arguments[name], name
-    own = f"OTEL_PERF_{name.upper()}"
-    for variable in (own, standard):
-        # The specification wants an empty variable to count as unset; an empty argument often comes from one.
-        if variable and os.environ.get(variable, "").strip():
-            return os.environ[variable], variable
-    if name in table:
-        return table[name], f"{name} in [tool.otel_perf]"
-    return None
-
-
-def _parse(each: Any, value: object, source: str) -> object:
-    hidden = each.metadata["secret"] or "@" in str(value)  # an address may have a password in it
-    shown = "(hidden)" if hidden else repr(value)
-    try:
-        if source == each.metadata["standard"] and each.metadata["convert"]:
-            value = each.metadata["convert"](float(str(value)))
-        parsed = each.metadata["parse"](value)
-    except (ValueError, TypeError) as error:
-        reason = str(error) or "it cannot be read"
-        message = f"{source}={shown} cannot be used: {reason}. Correct it, or remove it to get the default"
-        raise SettingsError(message) from None
-    return parsed
 
 
 def _shown_default(each: Any) -> str:

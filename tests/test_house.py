@@ -26,6 +26,7 @@ TESTED_ELSEWHERE = {
     "otel_perf/_version.py": "test_house",
     "otel_perf/cli/__init__.py": "test_commands",
     "otel_perf/cli/__main__.py": "test_commands",
+    "otel_perf/sources.py": "test_settings",
     "otel_perf/statements.py": "test_redaction",
     "otel_perf/integrations/commands.py": "test_redis",
     "otel_perf/integrations/headers.py": "test_asgi",
@@ -81,9 +82,9 @@ def uses(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=names(MODULES))
-def test_only_settings_reads_the_environment(path):
-    """os.environ and os.getenv are settings.py's alone."""
-    if path.name != "settings.py":
+def test_only_sources_reads_the_environment(path):
+    """os.environ and os.getenv are sources.py's alone."""
+    if path.name != "sources.py":
         assert not {"os.environ", "os.getenv", "os.putenv"} & set(uses(path))
 
 

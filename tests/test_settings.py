@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from otel_perf import settings
+from otel_perf import sources
 from otel_perf.settings import Settings, SettingsError, reference_table
 
 DOCS = Path(__file__).parent.parent / "docs" / "settings.md"
@@ -71,6 +71,14 @@ EXAMPLES = {
     "service_name": ("streak", "streak"), "traces_exporter": ("none", ("none",)),
     "metrics_exporter": ("otlp,console", ("otlp", "console")), "traces_protocol": ("grpc", "grpc"),
     "metrics_protocol": ("grpc", "grpc"), "traces_headers": ("a=b", {"a": "b"}), "metrics_headers": ("a=b", {"a": "b"}),
+    **{name: ("/etc/own.pem", "/etc/own.pem") for name in (
+        "certificate", "traces_certificate", "metrics_certificate", "client_certificate", "traces_client_certificate",
+        "metrics_client_certificate", "client_key", "traces_client_key", "metrics_client_key",
+    )},
+    "queue_size_bytes": ("100000", 100_000), "sample_rules": ("GET /health*=0,POST /pay*=1",
+                                                              ("GET /health*=0", "POST /pay*=1")),
+    "keep_errors": ("on", True), "keep_slower_than_s": ("0.5", 0.5), "keep_routes": ("/pay/*", ("/pay/*",)),
+    "trust_context": ("never", "never"), "workers_dir": ("/run/own", "/run/own"), "handle_signals": ("no", False),
 }  # fmt: skip
 
 
@@ -239,10 +247,10 @@ def test_opting_in_lasts_for_the_block(monkeypatch):
     """The variable of upstream is set within and is as before afterwards, also when it held others."""
     name = "OTEL_SEMCONV_STABILITY_OPT_IN"
     monkeypatch.delenv(name, raising=False)
-    with settings.opted_in("http"):
-        assert settings.os.environ[name] == "http"
-    assert name not in settings.os.environ
+    with sources.opted_in("http"):
+        assert sources.os.environ[name] == "http"
+    assert name not in sources.os.environ
     monkeypatch.setenv(name, "database, http/dup")
-    with settings.opted_in("http"):
-        assert settings.os.environ[name] == "database,http/dup"
-    assert settings.os.environ[name] == "database, http/dup"
+    with sources.opted_in("http"):
+        assert sources.os.environ[name] == "database,http/dup"
+    assert sources.os.environ[name] == "database, http/dup"

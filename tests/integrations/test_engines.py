@@ -24,7 +24,7 @@ from starlette.routing import Mount, Route
 
 import otel_perf
 from otel_perf import instrument, measure
-from otel_perf.settings import opted_in
+from otel_perf.sources import opted_in
 from tests.asking import ask, ask_all
 from tests.serving import served
 
