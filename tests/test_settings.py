@@ -71,12 +71,15 @@ EXAMPLES = {
     "service_name": ("streak", "streak"), "traces_exporter": ("none", ("none",)),
     "metrics_exporter": ("otlp,console", ("otlp", "console")), "traces_protocol": ("grpc", "grpc"),
     "metrics_protocol": ("grpc", "grpc"), "traces_headers": ("a=b", {"a": "b"}), "metrics_headers": ("a=b", {"a": "b"}),
-    **dict.fromkeys(("certificate", "traces_certificate", "metrics_certificate", "client_certificate", "traces_client_certificate", "metrics_client_certificate", "client_key", "traces_client_key", "metrics_client_key"), ("/etc/own.pem", "/etc/own.pem")),
-    "queue_size_bytes": ("100000", 100_000), "sample_rules": ("GET /health*=0,POST /pay*=1",
-                                                              ("GET /health*=0", "POST /pay*=1")),
+    "queue_size_bytes": ("100000", 100_000), "sample_rules": ("GET /h*=0,POST /p*=1", ("GET /h*=0", "POST /p*=1")),
     "keep_errors": ("on", True), "keep_slower_than_s": ("0.5", 0.5), "keep_routes": ("/pay/*", ("/pay/*",)),
     "trust_context": ("never", "never"), "workers_dir": ("/run/own", "/run/own"), "handle_signals": ("no", False),
 }  # fmt: skip
+EXAMPLES |= {
+    f"{signal}{name}": ("/etc/own.pem", "/etc/own.pem")
+    for signal in ("", "traces_", "metrics_")
+    for name in ("certificate", "client_certificate", "client_key")
+}
 
 
 @pytest.mark.parametrize("name", [each.name for each in fields(Settings)])
