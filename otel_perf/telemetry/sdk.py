@@ -6,13 +6,17 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable
-from contextvars import Token
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Any, cast
+from weakref import WeakSet
 
 from opentelemetry import context, metrics
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
+from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
 from opentelemetry.metrics import MeterProvider
+from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.sdk import resources
 from opentelemetry.sdk.metrics import (
     Counter,
@@ -30,28 +34,52 @@ from opentelemetry.sdk.metrics.view import (
 )
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.trace import INVALID_SPAN, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from otel_perf.conventions import InstrumentKind
 from otel_perf.telemetry.aggregation import Cell, Explicit, Exponential
 from otel_perf.telemetry.series import Series, default_cell
 
 __all__ = [
+    "PRIVATE_NAMES",
+    "SPAN_KEY",
     "SUPPRESS_KEY",
     "ApiGauge",
     "Preferences",
+    "argument",
     "bind_reader",
-    "detach",
     "exporter_preferences",
+    "get_context",
     "instance_id",
     "is_proxy",
+    "is_usual_propagator",
     "preferences",
     "renew_resource",
+    "reset_context",
     "reset_provider",
+    "set_context",
     "stop_retrying",
     "suppressed",
 ]
 
 _log = logging.getLogger("otel_perf")
+
+#: Every private name of OpenTelemetry that is used here or by what is built on this. A test takes each away in turn.
+PRIVATE_NAMES = (
+    "_Gauge", "_RUNTIME_CONTEXT", "_SUPPRESS_INSTRUMENTATION_KEY", "_active_span_processor", "_add_event",
+    "_add_link", "_attributes", "_boundaries", "_client", "_context", "_current_context", "_end_time", "_events",
+    "_instrument_class_aggregation", "_instrument_class_temporality", "_instrumentation_info",
+    "_instrumentation_scope", "_kind", "_links", "_local_parent_not_sampled", "_local_parent_sampled", "_max_scale",
+    "_max_size", "_name", "_on_ending", "_parent", "_preferred_aggregation", "_preferred_temporality", "_propagators",
+    "_record_exception", "_remote_parent_not_sampled", "_remote_parent_sampled", "_resource", "_root",
+    "_set_collect_callback", "_set_meter_provider", "_set_resource", "_set_status_on_exception", "_set_tracer_config",
+    "_shutdown_event", "_shutdown_in_progress", "_span_limits", "_span_processors", "_start_time", "_status",
+    "_tracer", "_tracer_config", "_tracer_metrics", "_tracers", "_tracers_lock", "_update_resource",
+)  # fmt: skip
+
+#: The context key of the current span, asked of the API itself, which has a private name for it.
+(SPAN_KEY,) = set_span_in_context(INVALID_SPAN, Context())
 
 #: The context key by which exporters and others ask instrumentation to look away.
 SUPPRESS_KEY: str = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_instrumentation")
@@ -67,14 +95,19 @@ _KINDS: dict[InstrumentKind, tuple[type, ...]] = {
 }
 
 
+_given_processor: WeakSet[object] = WeakSet()
+
+
 def suppressed() -> bool:
     """Whether the current context asks for no spans."""
     return bool(context.get_value(SUPPRESS_KEY))
 
 
 def is_proxy(provider: MeterProvider) -> bool:
-    """Whether this only stands for a meter provider that is to be set; it has no public name."""
-    return type(provider).__name__ == "_ProxyMeterProvider"
+    """Whether this only stands for a meter provider that is to be set; the API has no public name for it."""
+    return type(provider).__module__.startswith("opentelemetry.metrics.") and not isinstance(
+        provider, metrics.NoOpMeterProvider
+    )
 
 
 def instance_id() -> str:
@@ -82,6 +115,17 @@ def instance_id() -> str:
     detector: Any = getattr(resources, "ServiceInstanceIdResourceDetector", None)
     found: Any = detector().detect().attributes.get("service.instance.id") if detector is not None else None
     return str(found or uuid.uuid4())
+
+
+def is_usual_propagator(propagator: object) -> bool:
+    """Whether this is the default pair: W3C trace context and W3C baggage, in this order and nothing else."""
+    parts: Any = getattr(propagator, "_propagators", None)
+    return (
+        type(propagator) is CompositePropagator
+        and isinstance(parts, (list, tuple))
+        and [type(each) for each in cast("list[object]", parts)]
+        == [TraceContextTextMapPropagator, W3CBaggagePropagator]
+    )
 
 
 def renew_resource(provider: Any, resource: Resource) -> None:
@@ -101,6 +145,18 @@ def reset_provider(provider: Any, resource: Resource, processor: SpanProcessor) 
     processors: Any = getattr(provider, "_active_span_processor", None)
     if hasattr(processors, "_span_processors"):
         processors._span_processors = (processor,)
+    elif provider not in _given_processor:  # then those that others added stay
+        _given_processor.add(provider)
+        provider.add_span_processor(processor)
+
+
+def argument(made: object, name: str) -> Any:
+    """What a view or an aggregation was made with: it keeps its arguments under their names, made private.
+
+    Raises:
+        AttributeError: where this SDK keeps it otherwise.
+    """
+    return getattr(made, f"_{name}")
 
 
 def stop_retrying(exporter: object) -> None:
@@ -112,13 +168,23 @@ def stop_retrying(exporter: object) -> None:
         stop.set()
 
 
-def detach(token: Token[Context]) -> None:
-    """Puts back the context that was current before; raises `ValueError` from another task instead of logging."""
+def _context_calls() -> tuple[
+    Callable[[], Context], Callable[[Context], Token[Context]], Callable[[Token[Context]], None]
+]:
+    """How the current context is read, set and put back: by its context variable, or by the API's slower functions.
+
+    Unlike the API's `detach` the variable raises `ValueError` for a token of another task instead of logging.
+    """
     in_use: Any = getattr(context, "_RUNTIME_CONTEXT", None)
-    if in_use is None:
-        context.detach(token)
-    else:
-        in_use.detach(token)
+    variable: Any = getattr(in_use, "_current_context", None)
+    usual = type(in_use) is ContextVarsRuntimeContext
+    if usual and isinstance(variable, ContextVar):
+        found = cast("ContextVar[Context]", variable)
+        return found.get, found.set, found.reset
+    return context.get_current, context.attach, context.detach
+
+
+get_context, set_context, reset_context = _context_calls()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import contextvars
 import importlib
+import inspect
+import json
+import re
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
+import opentelemetry.sdk.trace
 import pytest
 from opentelemetry import context, metrics, trace
+from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
 from opentelemetry.sdk import metrics as stock
+from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
 from opentelemetry.sdk.metrics.view import (
     DropAggregation,
@@ -21,7 +31,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from otel_perf.conventions import Metric
-from otel_perf.telemetry import sdk
+from otel_perf.telemetry import current_span, lean, provider, sdk, span, tracer
 from otel_perf.telemetry.aggregation import Explicit, Exponential, Sum
 from otel_perf.telemetry.series import Registry, Series
 
@@ -114,26 +124,37 @@ def test_suppression_is_the_sdks_own():
     context.detach(token)
 
 
-def test_detaching_elsewhere_raises_and_logs_nothing(caplog, monkeypatch):
-    """The public `detach` logs an error with a traceback, ours tells the caller; it is the fall-back."""
-    token = context.attach(context.set_value("k", "v"))
+def test_putting_back_the_context_elsewhere_raises_and_logs_nothing(caplog):
+    """The public `detach` logs an error with a traceback, ours tells the caller."""
+    token = sdk.set_context(context.set_value("k", "v"))
+    assert context.get_value("k") == "v"
     with pytest.raises(ValueError, match="different Context"):
-        contextvars.copy_context().run(sdk.detach, token)
+        contextvars.copy_context().run(sdk.reset_context, token)
     assert not caplog.records
-    monkeypatch.delattr(context, "_RUNTIME_CONTEXT")
-    calls = []
-    monkeypatch.setattr(context, "detach", calls.append)
-    sdk.detach(token)
-    assert calls == [token]
-    monkeypatch.undo()
-    sdk.detach(token)
+    sdk.reset_context(token)
+    assert context.get_value("k") is None
+
+
+def test_another_way_to_keep_the_context_is_used_by_the_public_functions(monkeypatch):
+    """Where the context is not kept in a context variable, or not where it was, the API's own functions serve."""
+
+    class Kept(ContextVarsRuntimeContext):
+        """One that an application has chosen."""
+
+    public = (context.get_current, context.attach, context.detach)
+    assert sdk._context_calls() != public
+    with monkeypatch.context() as patched:
+        patched.setattr(context, "_RUNTIME_CONTEXT", Kept())
+        assert sdk._context_calls() == public
+        patched.delattr(context, "_RUNTIME_CONTEXT")
+        assert sdk._context_calls() == public
 
 
 def test_proxies_are_told_from_providers():
     """Only what stands for a provider that is to come is a proxy."""
     assert not sdk.is_proxy(metrics.NoOpMeterProvider())
-    proxy = type("_ProxyMeterProvider", (metrics.NoOpMeterProvider,), {})()
-    assert sdk.is_proxy(proxy)
+    assert not sdk.is_proxy(MeterProvider(shutdown_on_exit=False))
+    assert sdk.is_proxy(metrics._internal._ProxyMeterProvider())
 
 
 def test_a_provider_gets_another_resource_in_place():
@@ -175,3 +196,53 @@ def test_threads_have_their_own_suppression():
     thread.join()
     context.detach(token)
     assert seen == [False]
+
+
+# An SDK that has another name for something -------------------------------------------------------------------------
+
+_RENAMING = Path(__file__).with_name("renamed.py")
+
+
+@pytest.fixture(scope="module")
+def renamed() -> dict[str, Any]:
+    """What became of otel_perf on an SDK without each of the names."""
+    done = subprocess.run(
+        [sys.executable, _RENAMING, "_no_name_of_the_sdk", *sdk.PRIVATE_NAMES],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return {each["name"]: each for each in map(json.loads, done.stdout.splitlines())}
+
+
+def test_with_all_names_spans_are_lean_and_nothing_is_said(renamed):
+    """What the others are compared with."""
+    assert renamed["_no_name_of_the_sdk"] == {"name": "_no_name_of_the_sdk", "lean": True, "said": []}
+
+
+@pytest.mark.parametrize("name", sdk.PRIVATE_NAMES)
+def test_without_a_private_name_it_works_all_the_same(renamed, name):
+    """Spans and metrics are made and sent; where lean spans cannot be made, the SDK's own are, and it is said once."""
+    became = renamed[name]
+    assert "error" not in became, became["error"]
+    assert len(became["said"]) == (not became["lean"]), became["said"]
+    assert became["lean"] or "its own spans are used" in became["said"][0]
+
+
+def test_every_private_name_is_listed():
+    """What these modules use of the SDK's private names is in the list, so that the test above takes it away."""
+    theirs = set(re.findall(r"\b_[A-Za-z]\w*", "".join(
+        path.read_text(encoding="utf-8")
+        for path in Path(inspect.getfile(opentelemetry.sdk.trace)).parents[2].rglob("*.py")
+        if "semconv" not in path.parts and "proto" not in path.parts
+    )))  # fmt: skip
+    used: set[str] = set()
+    for module in (sdk, lean, span, tracer, provider, current_span):
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+                used.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                used.add(node.value)
+    private = {name for name in used & theirs if not name.startswith("__")}
+    assert private <= {*sdk.PRIVATE_NAMES}, sorted(private - {*sdk.PRIVATE_NAMES})
