@@ -7,8 +7,6 @@ point classes of `opentelemetry.sdk.metrics.export`, so that stock readers and e
 from __future__ import annotations
 
 import math
-import sys
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias
 
@@ -20,14 +18,23 @@ from opentelemetry.sdk.metrics.export import (
     NumberDataPoint,
 )
 
+from otel_perf.telemetry.batch import Batch, Number, Sampled, Value, index_of
 from otel_perf.telemetry.numbers import plain
 
-__all__ = ["Cell", "Explicit", "Exponential", "LastValue", "Number", "Point", "Sampled", "Sum", "Value", "quantile"]
+__all__ = [
+    "Cell",
+    "Exampled",
+    "Explicit",
+    "Exponential",
+    "LastValue",
+    "Number",
+    "Point",
+    "Sampled",
+    "Sum",
+    "Value",
+    "quantile",
+]
 
-Number: TypeAlias = "int | float"
-#: A value with the trace it was recorded in: (value, trace id, span id, unix time in ns).
-Sampled: TypeAlias = "tuple[Number, int, int, int]"
-Value: TypeAlias = "Number | Sampled"
 Attributes: TypeAlias = "Mapping[str, str | int | float | bool | Sequence[str]]"
 Point: TypeAlias = "NumberDataPoint | HistogramDataPoint | ExponentialHistogramDataPoint"
 
@@ -36,7 +43,7 @@ class Cell(Protocol):
     """What one reader adds up for one series."""
 
     def feed(self, batch: Sequence[Value]) -> None:
-        """Adds recorded values, oldest first."""
+        """Adds recorded values, oldest first. The registry hands a `Batch` over, which readers share."""
 
     def point(self, attributes: Attributes, start_ns: int, now_ns: int) -> Point | None:
         """The point so far, or None when there is nothing to say."""
@@ -49,62 +56,80 @@ def _exemplar(value: Sampled) -> Exemplar:
     return Exemplar({}, value[0], value[3], value[2], value[1])
 
 
-def _numbers(batch: Sequence[Value]) -> list[Number]:
-    return [value[0] if isinstance(value, tuple) else value for value in batch]
+class Exampled:
+    """A cell that keeps the newest exemplar, or that of each bucket."""
 
-
-class Sum:
-    """The sum of all values: counters and up-down counters."""
-
-    __slots__ = ("_exemplar", "_touched", "total")
+    __slots__ = ("_examples",)
 
     def __init__(self) -> None:
-        self.total: Number = 0
-        self._touched = False
-        self._exemplar: Sampled | None = None
+        self._examples: dict[int, Sampled] = {}
+
+    def forget_exemplars(self) -> None:
+        """Drops the exemplars: those of a point belong to the time since the last one."""
+        self._examples = {}
+
+    def _exemplars(self) -> list[Exemplar]:
+        examples = self._examples
+        return [_exemplar(examples[index]) for index in sorted(examples)] if examples else []
+
+
+class Sum(Exampled):
+    """The sum of all values: counters and up-down counters."""
+
+    __slots__ = ("_touched", "total")
+
+    def __init__(self) -> None:
+        self.reset()
 
     def feed(self, batch: Sequence[Value]) -> None:
+        batch = Batch.of(batch)
         self._touched = True
-        self.total += sum(_numbers(batch))
-        self._exemplar = next((value for value in reversed(batch) if isinstance(value, tuple)), self._exemplar)
+        self.total += batch.total
+        if batch.sampled:
+            self._examples[0] = batch.sampled[-1]
 
     def point(self, attributes: Attributes, start_ns: int, now_ns: int) -> Point | None:
         if not self._touched:
             return None
-        exemplars = [_exemplar(self._exemplar)] if self._exemplar else []
         # A sum of whole numbers can outgrow the 64 bits that exporters write.
-        return NumberDataPoint(attributes, start_ns, now_ns, plain(self.total), exemplars)
+        return NumberDataPoint(attributes, start_ns, now_ns, plain(self.total), self._exemplars())
 
     def reset(self) -> None:
-        self.total, self._touched, self._exemplar = 0, False, None
+        self.total: Number = 0
+        self._touched = False
+        self.forget_exemplars()
 
 
-class LastValue:
+class LastValue(Exampled):
     """The newest value: gauges."""
 
     __slots__ = ("value",)
 
     def __init__(self) -> None:
+        super().__init__()
         self.value: Number | None = None
 
     def feed(self, batch: Sequence[Value]) -> None:
-        last = batch[-1]
-        self.value = last[0] if isinstance(last, tuple) else last
+        batch = Batch.of(batch)
+        self.value = batch.numbers[-1]
+        if batch.sampled:
+            self._examples[0] = batch.sampled[-1]
 
     def point(self, attributes: Attributes, start_ns: int, now_ns: int) -> Point | None:  # noqa: ARG002
         # A value of now has no start, so `start_ns` is not used.
         if self.value is None:
             return None
-        return NumberDataPoint(attributes, 0, now_ns, self.value, [])
+        return NumberDataPoint(attributes, 0, now_ns, self.value, self._exemplars())
 
     def reset(self) -> None:
         self.value = None
+        self.forget_exemplars()
 
 
-class Explicit:
+class Explicit(Exampled):
     """A histogram over fixed bounds (upper bounds inclusive), with the newest exemplar of each bucket."""
 
-    __slots__ = ("_exemplars", "bounds", "count", "counts", "maximum", "minimum", "total")
+    __slots__ = ("bounds", "count", "counts", "maximum", "minimum", "total")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
@@ -116,32 +141,34 @@ class Explicit:
         self.total: Number = 0
         self.minimum: Number = math.inf
         self.maximum: Number = -math.inf
-        self._exemplars: dict[int, Sampled] = {}
+        self.forget_exemplars()
 
     def feed(self, batch: Sequence[Value]) -> None:
-        bounds, counts, exemplars = self.bounds, self.counts, self._exemplars
-        numbers = _numbers(batch)
-        for value, number in zip(batch, numbers, strict=True):
-            index = bisect_left(bounds, number)
-            counts[index] += 1
-            if isinstance(value, tuple):
-                exemplars[index] = value
-        self.count += len(numbers)
-        self.total += sum(numbers)
-        self.minimum = min((self.minimum, *numbers))
-        self.maximum = max((self.maximum, *numbers))
+        batch = Batch.of(batch)
+        if not batch:
+            return
+        counts = self.counts
+        more, newest = batch.explicit(self.bounds)
+        for index, count in more.items():
+            counts[index] += count
+        if newest:
+            self._examples.update(newest)
+        ordered = batch.ordered
+        self.count += len(batch)
+        self.total += batch.total
+        self.minimum = min(self.minimum, ordered[0])
+        self.maximum = max(self.maximum, ordered[-1])
 
     def point(self, attributes: Attributes, start_ns: int, now_ns: int) -> Point | None:
         if not self.count:
             return None
-        exemplars = [_exemplar(self._exemplars[index]) for index in sorted(self._exemplars)]
         return HistogramDataPoint(
             attributes, start_ns, now_ns, self.count, self.total, tuple(self.counts), self.bounds,
-            self.minimum, self.maximum, exemplars,
+            self.minimum, self.maximum, self._exemplars(),
         )  # fmt: skip
 
 
-class Exponential:
+class Exponential(Exampled):
     """A base-2 exponential histogram: bucket i holds (base^i, base^(i+1)], base = 2^(2^-scale).
 
     With `max_size` the scale falls as the range grows, as the data model asks; without, the scale is fixed, so that
@@ -149,18 +176,7 @@ class Exponential:
     Source: OpenTelemetry metrics data model, "Exponential Histogram".
     """
 
-    __slots__ = (
-        "_exemplar",
-        "_max_size",
-        "_scale",
-        "buckets",
-        "count",
-        "maximum",
-        "minimum",
-        "scale",
-        "total",
-        "zeros",
-    )
+    __slots__ = ("_max_size", "_scale", "buckets", "count", "maximum", "minimum", "scale", "total", "zeros")
 
     def __init__(self, scale: int = 3, max_size: int | None = None) -> None:
         self._scale = scale
@@ -175,50 +191,40 @@ class Exponential:
         self.total: Number = 0
         self.minimum: Number = math.inf
         self.maximum: Number = -math.inf
-        self._exemplar: Sampled | None = None
+        self.forget_exemplars()
 
     def feed(self, batch: Sequence[Value]) -> None:
-        numbers = _numbers(batch)
-        if self._max_size is None:
-            self._count(numbers)
-        else:
-            for number in numbers:
-                known = len(self.buckets)
-                self._count((number,))
-                if len(self.buckets) > known:
-                    self._downscale(self._max_size)
-        self._exemplar = next((value for value in reversed(batch) if isinstance(value, tuple)), self._exemplar)
-        self.count += len(numbers)
-        self.total += sum(numbers)
-        self.minimum = min((self.minimum, *numbers))
-        self.maximum = max((self.maximum, *numbers))
+        batch = Batch.of(batch)
+        if not batch:
+            return
+        ordered, zeros, buckets = batch.ordered, batch.zeros, self.buckets
+        if self._max_size is not None and zeros < len(ordered):
+            buckets = self._make_room(ordered[zeros], ordered[-1], self._max_size)
+        for index, count in batch.exponential(self.scale).items():
+            buckets[index] = buckets.get(index, 0) + count
+        if batch.sampled:
+            self._examples[0] = batch.sampled[-1]
+        self.zeros += zeros
+        self.count += len(ordered)
+        self.total += batch.total
+        self.minimum = min(self.minimum, ordered[0])
+        self.maximum = max(self.maximum, ordered[-1])
 
-    def _count(self, numbers: Sequence[Number]) -> None:
-        factor = math.ldexp(1.0, self.scale)
-        buckets, log2, ceil, smallest = self.buckets, math.log2, math.ceil, sys.float_info.min
-        for number in numbers:
-            if number > smallest:
-                index = ceil(log2(number) * factor) - 1
-            elif number > 0:  # below the normal range, where the SDK has one bucket for all
-                index = ceil(log2(smallest) * factor) - 1
-            else:
-                # Durations and sizes have no negative values; what a clock step makes negative counts as zero.
-                self.zeros += 1
-                continue
-            buckets[index] = buckets.get(index, 0) + 1
-
-    def _downscale(self, max_size: int) -> None:
-        """Halves the resolution until the range fits, as the data model describes it."""
-        low, high, steps = min(self.buckets), max(self.buckets), 0
+    def _make_room(self, smallest: Number, largest: Number, max_size: int) -> dict[int, int]:
+        """Halves the resolution until these numbers fit too, as the data model describes it."""
+        low, high = index_of(smallest, self.scale), index_of(largest, self.scale)
+        if self.buckets:
+            low, high = min(low, *self.buckets), max(high, *self.buckets)
+        steps = 0
         while (high >> steps) - (low >> steps) >= max_size:
             steps += 1
-        if not steps:
-            return
-        coarse: dict[int, int] = {}
-        for index, count in self.buckets.items():
-            coarse[index >> steps] = coarse.get(index >> steps, 0) + count
-        self.buckets = coarse
-        self.scale -= steps
+        if steps:
+            coarse: dict[int, int] = {}
+            for index, count in self.buckets.items():
+                coarse[index >> steps] = coarse.get(index >> steps, 0) + count
+            self.buckets = coarse
+            self.scale -= steps
+        return self.buckets
 
     def merge(self, other: Exponential) -> None:
         """Adds another histogram of the same scale."""
@@ -236,10 +242,9 @@ class Exponential:
         low = min(self.buckets, default=0)
         size = max(self.buckets) - low + 1 if self.buckets else 0
         counts = [self.buckets.get(low + step, 0) for step in range(size)]
-        exemplars = [_exemplar(self._exemplar)] if self._exemplar else []
         return ExponentialHistogramDataPoint(
             attributes, start_ns, now_ns, self.count, self.total, self.scale, self.zeros,
-            Buckets(low, counts), Buckets(0, []), 0, self.minimum, self.maximum, exemplars,
+            Buckets(low, counts), Buckets(0, []), 0, self.minimum, self.maximum, self._exemplars(),
         )  # fmt: skip
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, cast
 
 from otel_perf.redaction import MAX_LENGTH
 
-__all__ = ["clean", "key", "widest"]
+__all__ = ["Key", "clean", "is_plain", "key", "widest"]
+
+#: Name, value and type of each label: to Python `1`, `1.0` and `True` are the same, to OpenTelemetry they are not.
+Key: TypeAlias = "frozenset[tuple[str, Hashable, type]]"
+
+_PLAIN: frozenset[type] = frozenset({str, bool, int, float, type(None)})
 
 
 def clean(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,12 +30,28 @@ def _clean_value(value: Any) -> Any:
     return shown[:MAX_LENGTH].encode(errors="replace").decode()
 
 
-def key(attributes: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
+def is_plain(values: Iterable[Any]) -> bool:
+    """Whether these are values that Python tells apart by value and type."""
+    return _PLAIN.issuperset(map(type, values))
+
+
+def key(attributes: Mapping[str, Any]) -> Key:
     """What tells two sets of labels apart."""
-    try:
-        return frozenset(attributes.items())
-    except TypeError:  # a list cannot be hashed
-        return frozenset(clean(attributes).items())
+    values = attributes.values()
+    types = tuple(map(type, values))
+    if _PLAIN.issuperset(types):
+        return frozenset(zip(attributes, values, types, strict=True))
+    # A list cannot be hashed, and the types within it count too.
+    return frozenset((name, _typed(value), value.__class__) for name, value in clean(attributes).items())
+
+
+def _typed(value: object) -> Hashable:
+    # `clean` has made tuples of all sequences.
+    return tuple(_pair(each) for each in cast("Sequence[object]", value)) if isinstance(value, tuple) else value
+
+
+def _pair(value: object) -> tuple[type, Hashable]:
+    return type(value), _typed(value)
 
 
 def widest(series: Iterable[Mapping[str, Any]]) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+# Before any provider is made: the SDK's handler for forks uses it, and would wait for its lock in the child if its own
+# handler, which frees that lock, were registered later.
+import concurrent.futures.thread  # noqa: F401  # pyright: ignore[reportUnusedImport]  # for its effect
+import logging
 import math
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, cast
 
-from opentelemetry import metrics, trace
-from opentelemetry.context import Context
+from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk import metrics as sdk_metrics
 from opentelemetry.sdk.metrics.export import (
@@ -28,94 +31,51 @@ from opentelemetry.sdk.metrics.export import (
     Sum,
 )
 from opentelemetry.sdk.metrics.export import Metric as MetricPoints
+from opentelemetry.sdk.metrics.view import View
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from otel_perf import guard
 from otel_perf.conventions import InstrumentKind, Metric, buckets_for
-from otel_perf.telemetry import sdk
-from otel_perf.telemetry.aggregation import Value
-from otel_perf.telemetry.numbers import plain
+from otel_perf.telemetry import recorders, sdk
+from otel_perf.telemetry.batch import Number
+from otel_perf.telemetry.recorders import sampled
 from otel_perf.telemetry.series import Collected, Cursor, Instrument, Observe, Registry
+from otel_perf.telemetry.views import Views
 
 __all__ = ["Meter", "MeterProvider", "Readers", "metrics_data", "sampled"]
+
+_log = logging.getLogger("otel_perf")
 
 Attributes = Mapping[str, Any] | None
 _Callback = Callable[[CallbackOptions], Iterable[Observation]] | Generator[Iterable[Observation], Any, None]
 Callbacks = Sequence[_Callback]
 
 
-def sampled(value: float, context: Context | None = None) -> Value:
-    """The value with the trace it belongs to, when that trace is recorded; else the bare value."""
-    span_context = trace.get_current_span(context).get_span_context()
-    if span_context.trace_flags & 1 and span_context.is_valid:
-        return (value, span_context.trace_id, span_context.span_id, time.time_ns())
-    return value
-
-
-class _Recorder:
-    """What all synchronous instruments share: a way to their series."""
-
-    _low = 0.0
-
-    def __init__(self, instrument: Instrument, exemplars: bool) -> None:
-        self.instrument = instrument
-        self._exemplars = exemplars
-
-    def _put(self, amount: float, attributes: Attributes, context: Context | None) -> None:
-        try:
-            # Sums and distributions would never recover from what is not a number, or without bounds.
-            amount = plain(amount)
-            if self.instrument.metric.kind == "gauge" or self._low <= amount < math.inf:
-                value = sampled(amount, context) if self._exemplars else amount
-                self.instrument.of(attributes or {}).record(value)
-        except Exception:
-            guard.note(f"metric {self.instrument.metric.name}")
-
-
-class _Counter(_Recorder, metrics.Counter):
-    def add(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
-        self._put(amount, attributes, context)
-
-
-class _UpDownCounter(_Recorder, metrics.UpDownCounter):
-    _low = -sys.float_info.max
-
-    def add(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
-        self._put(amount, attributes, context)
-
-
-class _Histogram(_Recorder, metrics.Histogram):
-    def record(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
-        self._put(amount, attributes, context)
-
-
-class _Gauge(_Recorder, sdk.ApiGauge):  # type: ignore[misc]  # found at run time: the name is private
-    def set(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
-        self._put(amount, attributes, context)
-
-
-class _ObservableCounter(_Recorder, metrics.ObservableCounter):
-    pass
-
-
-class _ObservableUpDownCounter(_Recorder, metrics.ObservableUpDownCounter):
-    pass
-
-
-class _ObservableGauge(_Recorder, metrics.ObservableGauge):
-    pass
-
-
 def _observer(callback: _Callback) -> Observe:
-    ask: Callable[[CallbackOptions], Iterable[Observation]]
-    if isinstance(callback, Generator):
-        started = cast("Generator[Iterable[Observation], CallbackOptions, None]", callback)
-        next(started)
-        ask = started.send
-    else:
-        ask = callback
-    return lambda: [(each.value, each.attributes or {}) for each in ask(CallbackOptions())]
+    if not isinstance(callback, Generator):
+        return lambda: [(each.value, each.attributes or {}) for each in callback(CallbackOptions())]
+    telling = cast("Generator[Iterable[Observation], CallbackOptions, None]", callback)
+    next(telling)
+
+    def told() -> list[tuple[Number, Mapping[str, Any]]]:
+        try:
+            return [(each.value, each.attributes or {}) for each in telling.send(CallbackOptions())]
+        except StopIteration:  # it has nothing more to tell
+            return []
+
+    return told
+
+
+def _advised(name: str, bounds: Sequence[float] | None) -> tuple[float, ...]:
+    try:
+        advised = tuple(float(bound) for bound in bounds or ())
+    except (TypeError, ValueError):
+        advised = (math.nan,)
+    if all(map(math.isfinite, advised)) and all(low < high for low, high in pairwise(advised)):
+        return advised
+    _log.warning("otel_perf: the bounds advised for %s are not rising numbers; the usual ones are used", name)
+    return ()
 
 
 class Meter(metrics.Meter):
@@ -130,24 +90,24 @@ class Meter(metrics.Meter):
     def _instrument(
         self, name: str, unit: str, about: str, kind: InstrumentKind, bounds: Sequence[float] | None = None
     ) -> Instrument:
-        buckets = buckets_for(name) or tuple(float(bound) for bound in bounds or ())
+        buckets = buckets_for(name) or _advised(name, bounds)
         return self._registry.instrument(Metric(name, unit, kind, about, (), buckets), self._scope)
 
-    def create_counter(self, name: str, unit: str = "", description: str = "") -> metrics.Counter:
-        return _Counter(self._instrument(name, unit, description, "counter"), self._exemplars)
+    def create_counter(self, name: str, unit: str = "", description: str = "") -> recorders.Counter:
+        return recorders.Counter(self._instrument(name, unit, description, "counter"), self._exemplars)
 
-    def create_up_down_counter(self, name: str, unit: str = "", description: str = "") -> metrics.UpDownCounter:
-        return _UpDownCounter(self._instrument(name, unit, description, "updowncounter"), False)
+    def create_up_down_counter(self, name: str, unit: str = "", description: str = "") -> recorders.UpDownCounter:
+        return recorders.UpDownCounter(self._instrument(name, unit, description, "updowncounter"), self._exemplars)
 
     def create_histogram(
         self, name: str, unit: str = "", description: str = "", *,
         explicit_bucket_boundaries_advisory: Sequence[float] | None = None,
-    ) -> metrics.Histogram:  # fmt: skip
+    ) -> recorders.Histogram:  # fmt: skip
         bounds = explicit_bucket_boundaries_advisory
-        return _Histogram(self._instrument(name, unit, description, "histogram", bounds), self._exemplars)
+        return recorders.Histogram(self._instrument(name, unit, description, "histogram", bounds), self._exemplars)
 
-    def create_gauge(self, name: str, unit: str = "", description: str = "") -> Any:
-        return _Gauge(self._instrument(name, unit, description, "gauge"), False)
+    def create_gauge(self, name: str, unit: str = "", description: str = "") -> recorders.Gauge:
+        return recorders.Gauge(self._instrument(name, unit, description, "gauge"), self._exemplars)
 
     def _observed(
         self, name: str, unit: str, about: str, kind: InstrumentKind, callbacks: Callbacks | None
@@ -158,31 +118,38 @@ class Meter(metrics.Meter):
 
     def create_observable_counter(
         self, name: str, callbacks: Callbacks | None = None, unit: str = "", description: str = ""
-    ) -> metrics.ObservableCounter:
-        return _ObservableCounter(self._observed(name, unit, description, "counter", callbacks), False)
+    ) -> recorders.ObservableCounter:
+        return recorders.ObservableCounter(self._observed(name, unit, description, "counter", callbacks), False)
 
     def create_observable_up_down_counter(
         self, name: str, callbacks: Callbacks | None = None, unit: str = "", description: str = ""
-    ) -> metrics.ObservableUpDownCounter:
-        return _ObservableUpDownCounter(self._observed(name, unit, description, "updowncounter", callbacks), False)
+    ) -> recorders.ObservableUpDownCounter:
+        return recorders.ObservableUpDownCounter(
+            self._observed(name, unit, description, "updowncounter", callbacks), False
+        )
 
     def create_observable_gauge(
         self, name: str, callbacks: Callbacks | None = None, unit: str = "", description: str = ""
-    ) -> metrics.ObservableGauge:
-        return _ObservableGauge(self._observed(name, unit, description, "gauge", callbacks), False)
+    ) -> recorders.ObservableGauge:
+        return recorders.ObservableGauge(self._observed(name, unit, description, "gauge", callbacks), False)
 
 
 class MeterProvider(sdk_metrics.MeterProvider):
     """A `MeterProvider` of the SDK to everyone, whose instruments record into our registry.
 
-    Stock readers (periodic, in-memory, Prometheus) connect to it as they do to the SDK's, also later on.
+    Stock readers (periodic, in-memory, Prometheus) connect to it as they do to the SDK's, also later on. Views are for
+    all readers of the registry but the raw ones, such as the page.
     """
 
-    def __init__(self, registry: Registry, resource: Resource, exemplars: bool = True) -> None:
+    def __init__(
+        self, registry: Registry, resource: Resource, exemplars: bool = True, views: Sequence[View] = ()
+    ) -> None:
         super().__init__(resource=resource, shutdown_on_exit=False)
         self.registry = registry
         self.resource = resource
         self.exemplars = exemplars
+        if views:
+            registry.view(Views(registry, views))
         self._bound: dict[MetricReader, Cursor] = {}
         self._bound_lock = threading.Lock()
 

@@ -41,6 +41,30 @@ def test_sets_that_are_the_same_when_clean_are_one_series():
     assert made.of({"a": ["x"]}) is made.of({"a": ("x",)})
 
 
+def test_labels_of_another_type_are_other_labels():
+    """To Python 1, 1.0 and True are the same, also within a list; to OpenTelemetry they are not."""
+    made = instrument()
+    for values in ((1, 1.0, True), ((1,), (True,), [1.0])):
+        series = [made.of({"a": value}) for value in values]
+        assert len({id(each) for each in series}) == 3
+        assert [made.of({"a": value}) for value in values] == series
+        assert [str(each.attributes["a"]) for each in series] == [
+            str(tuple(value) if isinstance(value, list) else value) for value in values
+        ]
+
+
+def test_the_order_of_labels_does_not_matter():
+    """One series, found again in either order, and callers that shuffle labels do not fill the memory."""
+    made = instrument(10)
+    names = "abcdefgh"
+    orders = [dict.fromkeys(names[n:] + names[:n], "x") for n in range(8)]
+    orders += [dict(reversed(each.items())) for each in orders] * 2
+    assert len({id(made.of(each)) for each in orders}) == 1
+    orders += [dict.fromkeys((*names[:n], *reversed(names[n:])), "x") for n in range(8)]
+    assert len({id(made.of(each)) for each in orders}) == 1
+    assert len(made._by_items) <= 20
+
+
 def test_what_is_over_the_limit_goes_into_one_series(caplog):
     """The overflow series counts towards the limit, and one warning names the label with most values."""
     made = instrument(10)
@@ -49,7 +73,7 @@ def test_what_is_over_the_limit_goes_into_one_series(caplog):
     overflow = made.at(("GET", "/new"))
     assert overflow.attributes == {"otel.metric.overflow": True}
     assert made.at(("GET", "/0")).attributes["route"] == "/0"
-    assert len(made._by_values) == 9
+    assert len(made.by_values) == 9
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "metric m reached 10 series" in caplog.text
     assert "is 'route'" in caplog.text

@@ -41,6 +41,16 @@ def test_lists_have_a_key():
     assert labels.key({"a": [1, 2]}) != labels.key({"a": [2, 1]})
 
 
+def test_types_tell_labels_apart():
+    """1, 1.0 and True have keys of their own, within lists too; plain is what needs no look inside."""
+    assert len({labels.key({"a": value}) for value in (1, 1.0, True, "1", None)}) == 5
+    assert len({labels.key({"a": [value]}) for value in (1, 1.0, True, (1,))}) == 4
+    assert labels.key({"a": Colour.RED}) == labels.key({"a": "red"})
+    assert labels.is_plain([1, 1.0, True, "x", None])
+    assert not labels.is_plain([("x",)])
+    assert not labels.is_plain([Colour.RED])
+
+
 def test_the_widest_label():
     """The label with most different values, or none."""
     assert labels.widest({"a": "x", "b": index} for index in range(5)) == "b"

@@ -181,6 +181,45 @@ def test_a_library_that_misuses_an_instrument_hears_nothing(monkeypatch):
     assert guard.errors == 1
 
 
+@pytest.mark.parametrize("advice", [[2.0, 1.0], [1.0, 1.0], [float("inf")], ["a"], 7])
+def test_advice_that_is_no_list_of_bounds_is_not_taken(advice, caplog):
+    """The usual bounds are used, and it is said."""
+    own, reader = provider(), InMemoryMetricReader()
+    own.add_metric_reader(reader)
+    own.get_meter("m").create_histogram("h", explicit_bucket_boundaries_advisory=advice).record(1)
+    [scope] = reader.get_metrics_data().resource_metrics[0].scope_metrics
+    assert len(scope.metrics[0].data.data_points[0].explicit_bounds) == 15
+    assert "the bounds advised for h" in caplog.text
+
+
+def test_a_generator_that_ends_tells_nothing_more():
+    """As in the stock SDK its end is no fault."""
+    own, reader = provider(), InMemoryMetricReader()
+    own.add_metric_reader(reader)
+
+    def telling():
+        yield []
+        yield [Observation(5)]
+
+    own.get_meter("m").create_observable_gauge("g", [telling()])
+    assert comparable(reader.get_metrics_data())["g"][3] == [([], 5)]
+    assert reader.get_metrics_data() is None
+
+
+def test_instruments_made_twice_share_their_series_and_their_callbacks():
+    """What libraries record into two objects of one name is one metric; every callback is asked."""
+    own, reader = provider(), InMemoryMetricReader()
+    own.add_metric_reader(reader)
+    meter = own.get_meter("m")
+    for name in ("c", "C"):
+        meter.create_counter(name).add(1)
+    for label in "xy":
+        meter.create_observable_gauge("g", [lambda _, label=label: [Observation(1, {"a": label})]])
+    found = comparable(reader.get_metrics_data())
+    assert found["c"][3] == [([], 2)]
+    assert found["g"][3] == [([("a", "x")], 1), ([("a", "y")], 1)]
+
+
 def test_values_carry_the_trace_they_are_recorded_in():
     """Within a sampled span a value has an exemplar; switched off, or not sampled, it has none."""
     context = SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(1))

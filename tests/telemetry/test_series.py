@@ -170,11 +170,19 @@ def test_observed_values_as_totals_and_as_changes():
     assert [len(earlier) for earlier in changes._last.values()] == [1]
 
 
-def test_the_kind_belongs_to_the_identity_of_an_instrument():
-    """A gauge that takes the name of a counter has series of its own; names differ in case only once."""
+def test_kind_and_unit_belong_to_the_identity_of_an_instrument(caplog):
+    """Neither a gauge and a counter nor seconds and milliseconds share series, which is said; case does not count."""
     registry = Registry()
-    assert make(registry, "gauge") is not make(registry)
     assert make(registry, name="M") is make(registry, name="m")
+    assert not caplog.records
+    assert make(registry, "gauge") is not make(registry)
+    assert "two metrics of otel_perf are called m: a counter in '1' and a gauge in '1'" in caplog.text
+    seconds = registry.instrument(Metric("m", "s", "counter", ""), OURS)
+    assert seconds is not make(registry)
+    for _ in range(2):
+        make(registry, "gauge")
+        registry.instrument(Metric("m", "s", "counter", ""), OURS)
+    assert len(caplog.records) == 2
 
 
 def test_one_reader_that_fails_does_not_cost_another_its_values(monkeypatch):
