@@ -1,85 +1,109 @@
-"""The stock OTLP exporters, made from our settings; certificates come from the standard variables."""
+"""Where signals go and how, from our settings: addresses, protocols, certificates, headers, proxies."""
 
 from __future__ import annotations
 
 import importlib
 import ipaddress
 import logging
+import re
+import ssl
+import urllib.request
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from opentelemetry.sdk.metrics.export import MetricExporter
-from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
 
+from otel_perf import redaction, sources
+from otel_perf._version import __version__
 from otel_perf.settings import Settings, SettingsError
+from otel_perf.telemetry.connection import Connection, Proxy
+from otel_perf.telemetry.delivery import Delivery
+from otel_perf.telemetry.sdk import Preferences
+from otel_perf.telemetry.ways import HttpMetrics, HttpSpans, MetricWay, SpanWay, StockMetrics, StockSpans
 
-__all__ = ["check", "metric_exporter", "metrics_endpoint", "span_exporter", "traces_endpoint"]
+__all__ = ["check", "metric_way", "metrics_endpoint", "span_way", "traces_endpoint"]
 
 _log = logging.getLogger("otel_perf")
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+# What the sender itself decides about.
+_RESERVED = frozenset(("connection", "content-encoding", "content-length", "content-type", "transfer-encoding"))
 
 
 def traces_endpoint(settings: Settings) -> str | None:
     """Where spans go, or None."""
     if not _by_otlp(settings.traces_exporter):
         return None
-    return settings.traces_endpoint or _below(settings, _traces_protocol(settings), "/v1/traces")
+    return settings.traces_endpoint or _below(settings, _protocol(settings, "traces"), "/v1/traces")
 
 
 def metrics_endpoint(settings: Settings) -> str | None:
     """Where metrics go, or None."""
     if not _by_otlp(settings.metrics_exporter):
         return None
-    return settings.metrics_endpoint or _below(settings, _metrics_protocol(settings), "/v1/metrics")
+    return settings.metrics_endpoint or _below(settings, _protocol(settings, "metrics"), "/v1/metrics")
 
 
 def check(settings: Settings) -> None:
     """Finds out before anything is started whether the transport can be had, and says what is switched off.
 
     Raises:
-        SettingsError: when a protocol is grpc and the extra is not installed.
+        SettingsError: when a protocol is grpc and the extra is not installed, when a certificate cannot be read, or
+            when a header cannot be sent.
     """
     if settings.disabled:
         return
     for signal, exporters in (("traces", settings.traces_exporter), ("metrics", settings.metrics_exporter)):
         if not _by_otlp(exporters):
             _log.info("otel_perf: %s_exporter is %s, so no %s are sent", signal, ",".join(exporters), signal)
-    used = {
-        _traces_protocol(settings) if traces_endpoint(settings) else None,
-        _metrics_protocol(settings) if metrics_endpoint(settings) else None,
-    }
-    if "grpc" in used:
-        try:
-            importlib.import_module("opentelemetry.exporter.otlp.proto.grpc.exporter")
-        except ImportError:
-            raise SettingsError(
-                "protocol='grpc' cannot be used: its exporter is not installed. Run `pip install 'otel-perf[grpc]'`, "
-                "or use http/protobuf"
-            ) from None
+    for signal, endpoint in (("traces", traces_endpoint(settings)), ("metrics", metrics_endpoint(settings))):
+        if endpoint is None:
+            continue
+        _headers(settings, signal)
+        context = _context(settings, signal, endpoint)
+        if _protocol(settings, signal) == "grpc":
+            _check_grpc()
+        else:
+            try:
+                Connection(endpoint, {}, context)
+            except ValueError:
+                raise SettingsError(f"the endpoint {redaction.url(endpoint)} has no usable host; correct it") from None
 
 
-def span_exporter(settings: Settings, endpoint: str) -> Callable[[], SpanExporter]:
-    """What makes a span exporter, anew after each fork."""
-    headers = settings.traces_headers or settings.headers
-    if _traces_protocol(settings) == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as Grpc
-
-        return lambda: Grpc(**_by_grpc(settings, endpoint, headers))
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-    return lambda: OTLPSpanExporter(**_by_http(settings, endpoint, headers))
+def _check_grpc() -> None:
+    try:
+        importlib.import_module("opentelemetry.exporter.otlp.proto.grpc.exporter")
+    except ImportError:
+        raise SettingsError(
+            "protocol='grpc' cannot be used: its exporter is not installed. Run `pip install 'otel-perf[grpc]'`, "
+            "or use http/protobuf"
+        ) from None
 
 
-def metric_exporter(settings: Settings, endpoint: str) -> Callable[[], MetricExporter]:
-    """What makes a metric exporter, anew after each fork."""
-    headers = settings.metrics_headers or settings.headers
-    if _metrics_protocol(settings) == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter as Grpc
+def span_way(settings: Settings, endpoint: str) -> Callable[[], SpanWay]:
+    """What makes the way for spans, anew after each fork."""
+    if _protocol(settings, "traces") == "grpc":
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
-        return lambda: Grpc(**_by_grpc(settings, endpoint, headers))
-    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+        arguments = _by_grpc(settings, "traces", endpoint)
+        return lambda: StockSpans(OTLPSpanExporter(**arguments))
+    deliver = _by_http(settings, "traces", "spans", endpoint)
+    return lambda: HttpSpans(deliver(), _packed(settings, endpoint))
 
-    return lambda: OTLPMetricExporter(**_by_http(settings, endpoint, headers))
+
+def metric_way(settings: Settings, endpoint: str) -> Callable[[], MetricWay]:
+    """What makes the way for metrics, anew after each fork."""
+    if _protocol(settings, "metrics") == "grpc":
+        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+
+        arguments = _by_grpc(settings, "metrics", endpoint)
+        return lambda: StockMetrics(OTLPMetricExporter(**arguments))
+    deliver = _by_http(settings, "metrics", "metrics", endpoint)
+    wants = _preferences()
+    return lambda: HttpMetrics(deliver(), _packed(settings, endpoint), wants)
 
 
 def _by_otlp(exporters: tuple[str, ...]) -> bool:
@@ -87,17 +111,37 @@ def _by_otlp(exporters: tuple[str, ...]) -> bool:
     return any(each.lower().startswith("otlp") for each in exporters)
 
 
-def _traces_protocol(settings: Settings) -> str:
-    return settings.traces_protocol or settings.protocol
+def _own(settings: Settings, signal: str, name: str) -> tuple[str, Any]:
+    """A setting that each signal may have its own of: the name of the one in force, and its value."""
+    own = f"{signal}_{name}"
+    value = getattr(settings, own)
+    return (own, value) if value else (name, getattr(settings, name))
 
 
-def _metrics_protocol(settings: Settings) -> str:
-    return settings.metrics_protocol or settings.protocol
+def _protocol(settings: Settings, signal: str) -> str:
+    return str(_own(settings, signal, "protocol")[1])
 
 
 def _below(settings: Settings, protocol: str, path: str) -> str | None:
     # gRPC has no paths: its endpoint is a host.
     return settings.endpoint and (settings.endpoint if protocol == "grpc" else settings.endpoint + path)
+
+
+def _headers(settings: Settings, signal: str) -> dict[str, str]:
+    setting, given = _own(settings, signal, "headers")
+    headers: Mapping[str, str] = given
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+            raise SettingsError(
+                f"{setting}: the header {redaction.text(name, 64)!r} cannot be sent; remove line breaks and characters "
+                "that are not Latin-1, and percent-encode commas"
+            )
+    return {name.lower(): value.strip() for name, value in headers.items()}
+
+
+def _packed(settings: Settings, endpoint: str) -> bool:
+    # Between processes of one machine bytes cost less than the time to compress them.
+    return settings.compression == "gzip" or (settings.compression == "auto" and not _is_loopback(endpoint))
 
 
 def _is_loopback(endpoint: str) -> bool:
@@ -108,31 +152,99 @@ def _is_loopback(endpoint: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def _arguments(settings: Settings, endpoint: str, headers: Mapping[str, str]) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"endpoint": endpoint, "timeout": settings.export_timeout_s}
-    if headers:
-        arguments["headers"] = {key.lower(): value for key, value in headers.items()}
-    return arguments
+# HTTP ----------------------------------------------------------------------------------------------------------------
 
 
-def _by_http(settings: Settings, endpoint: str, headers: Mapping[str, str]) -> dict[str, Any]:
-    from opentelemetry.exporter.otlp.proto.http import Compression
+def _by_http(settings: Settings, signal: str, what: str, endpoint: str) -> Callable[[], Delivery]:
+    headers = {"user-agent": f"otel-perf/{__version__}", "content-type": "application/x-protobuf"}
+    headers |= {name: value for name, value in _headers(settings, signal).items() if name not in _RESERVED}
+    context, proxy = _context(settings, signal, endpoint), _proxy(endpoint)
+    return lambda: Delivery(Connection(endpoint, headers, context, proxy), what, endpoint, settings.export_timeout_s)
 
-    arguments = _arguments(settings, endpoint, headers)
-    arguments["compression"] = Compression(settings.compression)
+
+def _proxy(endpoint: str) -> Proxy | None:
+    """The proxy of the environment for an endpoint."""
     if _is_loopback(endpoint):
-        # A proxy of the environment is another machine, which has no way to our loopback address.
-        session: Any = importlib.import_module("requests").Session()
-        session.trust_env = False
-        arguments["session"] = session
-    return arguments
+        return None  # a proxy is another machine, which has no way to our loopback address
+    parts = urlsplit(endpoint)
+    proxies = urllib.request.getproxies()
+    address = proxies.get(parts.scheme) or proxies.get("all")
+    host = parts.hostname or ""
+    if not address or urllib.request.proxy_bypass(host if parts.port is None else f"{host}:{parts.port}"):
+        return None
+    proxy = Proxy.at(address)
+    if proxy is None:
+        _log.warning(
+            "otel_perf: the proxy %s of the environment is left aside: only proxies with an http:// address are known",
+            redaction.url(address),
+        )
+    return proxy
 
 
-def _by_grpc(settings: Settings, endpoint: str, headers: Mapping[str, str]) -> dict[str, Any]:
-    from grpc import Compression
+def _preferences() -> Preferences:
+    """What the standard variables ask of metrics; as with the stock exporter an unknown word counts as the default."""
+    wanted = sources.standard("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE").upper() or "CUMULATIVE"
+    buckets = (
+        sources.standard("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION") or "explicit_bucket_histogram"
+    )
+    if wanted not in ("CUMULATIVE", "DELTA", "LOWMEMORY"):
+        _log.warning("otel_perf: the temporality preference %r is unknown, so cumulative is used", wanted)
+    exponential = buckets == "base2_exponential_bucket_histogram"
+    if not exponential and buckets != "explicit_bucket_histogram":
+        _log.warning("otel_perf: the histogram aggregation %r is unknown, so explicit buckets are used", buckets)
+    return Preferences(
+        frozenset(("counter", "histogram")) if wanted in ("DELTA", "LOWMEMORY") else frozenset(),
+        {"histogram": ExponentialBucketHistogramAggregation()} if exponential else {},
+    )
 
-    arguments = _arguments(settings, endpoint, headers)
-    arguments["compression"] = Compression.Gzip if settings.compression == "gzip" else Compression.NoCompression
+
+# Certificates --------------------------------------------------------------------------------------------------------
+
+
+def _context(settings: Settings, signal: str, endpoint: str) -> ssl.SSLContext | None:
+    """What TLS is made with; None where there is none."""
+    if urlsplit(endpoint).scheme != "https":
+        return None
+    name, authorities = _own(settings, signal, "certificate")
+    try:
+        context = ssl.create_default_context(cafile=authorities)
+    except OSError as error:  # also what ssl says about a file that it does not understand
+        raise _unusable(name, authorities, error, "certificates, or remove it to trust the system's") from None
+    name, certificate = _own(settings, signal, "client_certificate")
+    key_name, key = _own(settings, signal, "client_key")
+    if certificate:
+        try:
+            context.load_cert_chain(certificate, key, password="")  # so that nobody is asked for one
+        except OSError as error:
+            names = f"{name} with {key_name}" if key else name
+            raise _unusable(names, certificate, error, "our certificate and its unencrypted key") from None
+    elif key:
+        raise SettingsError(f"{key_name} is of no use without client_certificate; set both, or none")
+    return context
+
+
+def _unusable(name: str, path: str, error: OSError, wanted: str) -> SettingsError:
+    why = "it is not PEM, or does not fit" if isinstance(error, ssl.SSLError) else (error.strerror or "").lower()
+    return SettingsError(f"{name}={path!r} cannot be used: {why}. Name a readable PEM file of {wanted}")
+
+
+# gRPC ----------------------------------------------------------------------------------------------------------------
+
+
+def _by_grpc(settings: Settings, signal: str, endpoint: str) -> dict[str, Any]:
+    import grpc
+
+    arguments: dict[str, Any] = {"endpoint": endpoint, "timeout": settings.export_timeout_s}
+    headers = _headers(settings, signal)
+    if headers:
+        arguments["headers"] = headers
+    packed = _packed(settings, endpoint)
+    arguments["compression"] = grpc.Compression.Gzip if packed else grpc.Compression.NoCompression
     if _is_loopback(endpoint):
         arguments["channel_options"] = (("grpc.enable_http_proxy", 0),)
+    if urlsplit(endpoint).scheme == "https":
+        arguments["insecure"] = False
+        files = [_own(settings, signal, name)[1] for name in ("certificate", "client_key", "client_certificate")]
+        contents = [Path(file).read_bytes() if file else None for file in files]
+        arguments["credentials"] = grpc.ssl_channel_credentials(*contents)
     return arguments

@@ -1,63 +1,87 @@
-"""Sending: made = delivered + lost + queued at any time, whatever the endpoint does."""
+"""Sending spans: made = delivered + lost + queued at any time, whatever the endpoint does."""
 
 from __future__ import annotations
 
-import logging
+import gc
+import itertools
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any
 
 import pytest
-from opentelemetry import context
-from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.sdk.trace.sampling import Sampler as StockSampler
+from opentelemetry.trace import SpanContext, TraceFlags
 
 from otel_perf import guard
-from otel_perf.conventions import Metric
+from otel_perf.conventions import SCOPE
 from otel_perf.settings import Settings
-from otel_perf.telemetry import exporter, sdk, transport
-from otel_perf.telemetry.exporter import MetricSender, SpanSender
-from otel_perf.telemetry.series import Registry
-from tests.telemetry.receiver import dead, receiver, silent
+from otel_perf.telemetry import delivery, exporter, sdk, transport
+from otel_perf.telemetry.delivery import LOST, Answer
+from otel_perf.telemetry.exporter import SpanSender
+from otel_perf.telemetry.provider import TracerProvider
+from otel_perf.testing import FakeCollector, behaviour
 
 
-class Gate(SpanExporter):
-    """An exporter that waits for permission and answers what it is told."""
+class Gate:
+    """A way that waits for permission and answers what it is told."""
 
-    def __init__(self, *, opened: bool = True) -> None:
+    def __init__(self, *, opened: bool = True, bytes_each: int = 100) -> None:
         self.open = threading.Event()
+        self.encoding = threading.Event()
+        self.encoding.set()
         self.entered = threading.Event()
-        self.answer: SpanExportResult | Exception = SpanExportResult.SUCCESS
+        self.answer: Answer | Exception = Answer(True)
+        self.bytes_each = bytes_each
+        self.broken: set[str] = set()
         self.batches: list[int] = []
+        self.names: list[str] = []
         self.suppressed: list[bool] = []
+        self.calls: list[str] = []
         if opened:
             self.open.set()
 
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+    def encode(self, spans: Sequence[ReadableSpan]) -> tuple[Any, int, int]:
+        assert self.encoding.wait(20)
+        if self.broken & {span.name for span in spans}:
+            raise TypeError("it cannot be encoded")
+        return list(spans), self.bytes_each * len(spans), self.bytes_each * len(spans)
+
+    def send(self, encoded: Any) -> Answer:
         self.entered.set()
         assert self.open.wait(20)
-        self.batches.append(len(spans))
+        self.batches.append(len(encoded))
+        self.names += [span.name for span in encoded]
         self.suppressed.append(sdk.suppressed())
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
-    def shutdown(self) -> None:
+    def stop(self, deadline: float) -> None:
+        self.calls.append("stop")
+
+    def abort(self) -> None:
+        self.calls.append("abort")
+        self.answer = LOST
         self.open.set()
+
+    def close(self) -> None:
+        self.calls.append("close")
 
 
 @pytest.fixture
 def make_sender():
     made: list[SpanSender] = []
 
-    def make(gate: SpanExporter, size: int = 4096, interval_s: float = 60) -> SpanSender:
-        made.append(SpanSender(lambda: gate, size, interval_s))
+    def make(gate: Gate, size: int = 4096, interval_s: float = 60, size_bytes: int = 1 << 24) -> SpanSender:
+        made.append(SpanSender(lambda: gate, size, interval_s, size_bytes))
         return made[-1]
 
     yield make
@@ -65,12 +89,12 @@ def make_sender():
         sender.shutdown(5)
 
 
-def spans_into(sender: SpanSender, count: int, sampler=ALWAYS_ON) -> None:
+def spans_into(sender: SpanSender, count: int, sampler: StockSampler = ALWAYS_ON, name: str = "s") -> None:
     provider = TracerProvider(sampler, Resource({}), shutdown_on_exit=False)
     provider.add_span_processor(sender)
-    tracer = provider.get_tracer("t")
+    tracer = provider.get_tracer(SCOPE)
     for _ in range(count):
-        tracer.start_span("s").end()
+        tracer.start_span(name).end()
 
 
 def balanced(sender: SpanSender) -> bool:
@@ -114,10 +138,35 @@ def test_a_full_batch_does_not_wait_for_the_interval(make_sender):
 
 def test_the_interval_sends_what_there_is(make_sender):
     """A single span leaves without a flush."""
-    gate = Gate()
-    sender = make_sender(gate, interval_s=0.01)
+    sender = make_sender(Gate(), interval_s=0.01)
     spans_into(sender, 1)
     until(lambda: sender.delivered == 1)
+
+
+def test_ending_a_span_is_one_call_and_takes_no_lock(make_sender):
+    """Only `on_end`, while somebody else holds the lock of the counts."""
+    sender = make_sender(Gate())
+    span = TracerProvider(ALWAYS_ON, Resource({}), shutdown_on_exit=False).get_tracer(SCOPE).start_span("s")
+    called: list[str] = []
+
+    def trace(frame: Any, event: str, _: Any) -> None:
+        if event == "call":
+            called.append(frame.f_code.co_name)
+
+    def end() -> None:
+        sys.setprofile(trace)
+        try:
+            sender.on_end(span)
+        finally:
+            sys.setprofile(None)
+
+    with sender._changed:
+        thread = threading.Thread(target=end)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+    assert called == ["on_end"]
+    assert sender.made == 1
 
 
 def test_a_full_queue_is_counted(make_sender):
@@ -128,11 +177,96 @@ def test_a_full_queue_is_counted(make_sender):
     assert gate.entered.wait(10)
     spans_into(sender, 100)
     assert sender.capacity == 64
-    assert (sender.queued, sender.lost) == (32 + 64, {"queue_full": 36})
+    assert (sender.queued, sender.lost) == (64, {"queue_full": 68})
     assert balanced(sender)
     gate.open.set()
     assert sender.flush(10)
-    assert sender.tally() == (132, 96, 36, 0)
+    assert sender.tally() == (132, 64, 68, 0)
+    spans_into(sender, 1)
+    assert sender.flush(10)
+    assert sender.delivered == 65
+
+
+def test_the_queue_is_bounded_in_bytes(make_sender):
+    """Of what is encoded and of what is not yet: large spans leave less room, small ones more again."""
+    gate = Gate(opened=False, bytes_each=1000)
+    sender = make_sender(gate, size=4096, size_bytes=100_000)
+    assert sender._room < 100
+    for _ in range(40):
+        spans_into(sender, 50)
+        sender._urgent = True
+        sender._wake_up()
+        until(lambda: not sender._queue)
+        assert sender.waiting_bytes <= 100_000
+    queued = sender.queued
+    assert 90 <= queued <= 100
+    assert sender.tally() == (2000, 0, 2000 - queued, queued)
+    assert list(sender.lost) == ["queue_full"]
+    gate.open.set()
+    assert sender.flush(10)
+    assert (sender.waiting_bytes, sender.delivered) == (0, queued)
+    gate.bytes_each = 1
+    for _ in range(50):
+        spans_into(sender, 10)
+        assert sender.flush(10)
+    assert sender._room > 1000
+
+
+def test_a_batch_that_is_too_large_is_parted(make_sender):
+    """No request is larger than receivers take, nor than half the queue; the order stays."""
+    gate = Gate(bytes_each=3000)
+    sender = make_sender(gate, size_bytes=200_000)
+    for number in range(60):
+        spans_into(sender, 1, name=str(number))
+    assert sender.flush(10)
+    assert gate.batches == [30, 30]
+    assert gate.names == [str(number) for number in range(60)]
+    gate.bytes_each = 210_000
+    spans_into(sender, 1)
+    assert not sender.flush(10)
+    assert sender.lost == {"queue_full": 1}  # a span as large as that never has room
+
+
+def test_one_span_that_cannot_be_encoded_costs_itself(make_sender, monkeypatch):
+    """The others of its batch are sent."""
+    monkeypatch.setattr(guard, "strict", False)
+    gate = Gate()
+    gate.broken = {"bad"}
+    sender = make_sender(gate)
+    for name in ("a", "b", "bad", "c"):
+        spans_into(sender, 1, name=name)
+    assert not sender.flush(10)
+    assert gate.names == ["a", "b", "c"]
+    assert sender.lost == {"encoding": 1}
+    assert guard.errors == 1
+
+
+def test_what_is_rejected_is_a_loss(make_sender):
+    """Of a partial success the rejected part; more than was sent cannot be rejected."""
+    gate = Gate()
+    gate.answer = Answer(True, 2)
+    sender = make_sender(gate)
+    spans_into(sender, 5)
+    assert not sender.flush(10)
+    assert sender.tally() == (5, 3, 2, 0)
+    gate.answer = Answer(True, 99)
+    spans_into(sender, 5)
+    assert not sender.flush(10)
+    assert (sender.tally(), sender.lost) == ((10, 3, 7, 0), {"rejected": 7})
+
+
+def test_while_one_batch_waits_others_fill_up(make_sender):
+    """A dead endpoint does not get a request for each interval when it comes back."""
+    gate = Gate(opened=False)
+    sender = make_sender(gate, interval_s=0.01)
+    spans_into(sender, 1)
+    assert gate.entered.wait(10)
+    for _ in range(20):
+        spans_into(sender, 5)
+        time.sleep(0.005)
+    gate.open.set()
+    until(lambda: sender.delivered == 101)
+    assert gate.batches == [1, 100]
 
 
 def test_the_sum_holds_at_any_time(make_sender):
@@ -142,22 +276,22 @@ def test_the_sum_holds_at_any_time(make_sender):
     threads = [threading.Thread(target=spans_into, args=(sender, 3000)) for _ in range(4)]
     for thread in threads:
         thread.start()
-    answers = [SpanExportResult.SUCCESS, SpanExportResult.FAILURE]
-    looked = 0
-    while any(thread.is_alive() for thread in threads):
-        gate.answer = answers[looked % 2]
-        assert balanced(sender)
-        looked += 1
+    answers = itertools.cycle([Answer(True), LOST, Answer(True, 1)])
+    looked, made = 0, 0
+    while looked < 4 or any(thread.is_alive() for thread in threads):
+        gate.answer = next(answers)
+        tally = sender.tally()
+        assert tally.made == tally.delivered + tally.lost + tally.queued
+        assert tally.made >= made
+        looked, made = looked + 1, tally.made
     for thread in threads:
         thread.join()
     sender.flush(10)
-    assert looked > 3
-    assert balanced(sender)
     assert sender.tally().made == 12_000
     assert sender.tally().queued == 0
 
 
-@pytest.mark.parametrize("answer", [SpanExportResult.FAILURE, RuntimeError("broken")])
+@pytest.mark.parametrize("answer", [LOST, RuntimeError("broken")])
 def test_a_failed_export_is_counted(make_sender, monkeypatch, answer):
     """Flush says no; the next flush, with nothing new, says yes."""
     monkeypatch.setattr(guard, "strict", False)
@@ -173,8 +307,7 @@ def test_a_failed_export_is_counted(make_sender, monkeypatch, answer):
 
 def test_flush_asks_for_what_was_there(make_sender):
     """Spans that come while it waits do not keep it from ending."""
-    gate = Gate()
-    sender = make_sender(gate)
+    sender = make_sender(Gate())
     stop = threading.Event()
 
     def produce() -> None:
@@ -191,12 +324,23 @@ def test_flush_asks_for_what_was_there(make_sender):
 
 
 def test_spans_that_are_not_sampled_are_not_made(make_sender):
-    """They count nowhere."""
+    """They count nowhere, unless somebody decides to keep them."""
     sender = make_sender(Gate())
     spans_into(sender, 5, ALWAYS_OFF)
-    assert sender.tally() == (0, 0, 0, 0)
     sender.on_end(ReadableSpan("no context"))
-    assert sender.made == 0
+    unsampled = ReadableSpan("s", SpanContext(1, 1, False, TraceFlags(2)))
+    sender.on_end(unsampled)
+    assert sender.tally() == (0, 0, 0, 0)
+    sender.put(unsampled)
+    assert sender.flush(10)
+    assert sender.tally() == (1, 1, 0, 0)
+
+
+# The end --------------------------------------------------------------------------------------------------------------
+
+
+def alive(sender: SpanSender) -> bool:
+    return any(thread.is_alive() for thread in sender._threads)
 
 
 def test_shutdown_delivers_and_stops(make_sender):
@@ -205,186 +349,181 @@ def test_shutdown_delivers_and_stops(make_sender):
     sender = make_sender(gate)
     spans_into(sender, 5)
     assert sender.shutdown(10)
-    assert not sender._thread.is_alive()
+    assert not alive(sender)
+    assert gate.calls == ["stop", "close"]
     spans_into(sender, 2)
     assert sender.tally() == (7, 5, 2, 0)
     assert sender.lost == {"closed": 2}
     assert sender.shutdown(10)
     sender.after_fork()
     assert sender.made == 7  # a closed one stays closed in a child
+    spans_into(sender, exporter._REFUSED_AT_ONCE)
+    assert len(sender._refused) < exporter._REFUSED_AT_ONCE
 
 
 def test_shutdown_in_time_counts_what_it_leaves(make_sender):
-    """An endpoint that hangs costs the spans, not the exit."""
+    """An endpoint that hangs costs the spans, not the exit; all of them are counted when it comes back."""
     gate = Gate(opened=False)
     sender = make_sender(gate, size=64)
     spans_into(sender, 32)
     assert gate.entered.wait(10)
     spans_into(sender, 20)
-    gate.answer = SpanExportResult.FAILURE
     assert not sender.shutdown(0.2)
-    until(lambda: sender.queued == 0)
     assert sender.lost == {"shutdown": 20, "export_failed": 32}
-    assert balanced(sender)
+    assert sender.tally() == (52, 0, 52, 0)
+    assert gate.calls == ["stop", "abort", "close"]
+    assert not alive(sender)
 
 
-def test_a_span_may_end_while_the_lock_is_held(make_sender):
-    """Garbage collection may end a generator's span in the thread that is just queueing another one."""
+def test_a_shutdown_in_the_middle_of_encoding(make_sender):
+    """What is still to be encoded when the time is over is counted as well, and both threads end."""
+    gate = Gate()
+    gate.encoding.clear()
+    sender = make_sender(gate, size=64)
+    spans_into(sender, 60)
+    assert not sender.shutdown(0.2)
+    gate.encoding.set()
+    for thread in sender._threads:
+        thread.join(10)
+    assert not alive(sender)
+    assert sender.tally() == (60, 0, 60, 0)
+    assert sender.lost == {"shutdown": 60}
+
+
+def test_a_span_that_was_held_up_is_counted_after_the_end(make_sender):
+    """A thread that saw room before the shutdown and puts its span in after it."""
     sender = make_sender(Gate())
+    assert sender.shutdown(10)
+    sender._queue.append(ReadableSpan("late"))
+    assert sender.tally() == (1, 0, 1, 0)
+    assert sender.lost == {"closed": 1}
+
+
+def test_draining_sends_soon(make_sender):
+    """Long before the interval is over, what waits and what comes."""
+    sender = make_sender(Gate())
+    spans_into(sender, 1)
+    sender.drain()
+    until(lambda: sender.delivered == 1)
+    spans_into(sender, 1)
+    until(lambda: sender.delivered == 2)
+    sender.drain()
+    assert sender.draining
+
+
+def test_draining_and_ending_in_a_signal_handler(make_sender):
+    """The handler interrupts the thread that holds the lock of the counts, and neither waits."""
+    sender = make_sender(Gate(), size=64)
+
+    def handler(*_: object) -> None:
+        sender.drain()
+        spans_into(sender, 64)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with sender._changed:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            until(lambda: sender.draining)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert sender.flush(10)
+    assert sender.made == 64
+
+
+def test_a_garbage_collection_may_end_a_span(make_sender):
+    """In the thread that is just counting, or just ending another one."""
+    sender = make_sender(Gate(), size=64)
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            spans_into(sender, 40)
+            sender.tally()
+
+    Cycle()
     with sender._changed:
-        spans_into(sender, 1)
-    assert sender.made == 1
+        gc.collect()
+    assert sender.flush(10)
+    assert sender.made == 40
 
 
 # Real endpoints -------------------------------------------------------------------------------------------------------
 
 
-def over_http(url: str, **settings) -> SpanSender:
-    loaded = Settings(endpoint=url, **settings)
-    return SpanSender(transport.span_exporter(loaded, f"{url}/v1/traces"), 4096, 60)
-
-
-def test_spans_really_arrive():
-    """They are decoded from protobuf by a real server, all of them, once."""
-    with receiver() as kept:
-        sender = over_http(kept.url)
-        spans_into(sender, 700)
-        assert sender.flush(20)
-        assert sender.shutdown(5)
-        assert len({span.span_id for _, span in kept.spans}) == len(kept.spans) == 700
-
-
-@pytest.mark.parametrize("status", [400, 404, 500])
-def test_a_refusal_is_a_loss(status, caplog):
-    """What is answered with an error was not delivered."""
-    exporter.quieten()
-    with receiver() as kept:
-        kept.status = status
-        sender = over_http(kept.url)
-        spans_into(sender, 3)
-        assert not sender.flush(20)
-        assert sender.lost == {"export_failed": 3}
-        sender.shutdown(5)
-
-
-def test_a_dead_endpoint_is_counted_and_quiet(caplog, monkeypatch):
-    """Nothing is raised, all is counted, and the log has at most one line a minute."""
-    monkeypatch.setattr(exporter._quiet, "_next", 0.0)
-    exporter.quieten()
-    exporter.quieten()
-    sender = over_http(dead(), export_timeout_s=0.2)
-    for _ in range(5):
-        spans_into(sender, 2)
-        assert not sender.flush(20)
-    assert sender.lost == {"export_failed": 10}
-    assert len(caplog.records) == 1
-    sender.shutdown(5)
-
-
-def test_the_applications_own_log_is_left_alone(caplog):
-    """The limit holds for what is logged while we send, not for others who use the same libraries."""
-    exporter.quieten()
-    log = logging.getLogger("urllib3.connectionpool")
-    for _ in range(3):
-        log.warning("theirs")
-    assert len(caplog.records) == 3
-
-
-def test_a_minute_later_one_more_line():
-    """The limit is a rate, not an end."""
-    limit = exporter._OncePerMinute()
-    record = logging.makeLogRecord({})
-    with exporter._unobserved():
-        assert [limit.filter(record) for _ in range(3)] == [True, False, False]
-        limit._next -= 61
-        assert limit.filter(record)
-    assert limit.filter(record)
-
-
-def test_a_hanging_endpoint_does_not_hold_up_a_flush():
-    """`flush` comes back and says no; what is on its way is still counted as queued."""
-    with silent() as url:
-        sender = over_http(url, export_timeout_s=1.0)
-        spans_into(sender, 3)
-        began = time.monotonic()
-        assert not sender.flush(0.3)
-        assert time.monotonic() - began < 10
-        assert balanced(sender)
-        assert sender.queued == 3
-        sender.shutdown(0.1)
-        sender._thread.join(10)
-        assert sender.tally() == (3, 0, 3, 0)
-
-
-# Metrics --------------------------------------------------------------------------------------------------------------
-
-
-class Numbers(MetricExporter):
-    def __init__(self) -> None:
-        super().__init__()
-        self.answer: MetricExportResult | Exception = MetricExportResult.SUCCESS
-        self.values: list[float] = []
-        self.stopped = 0
-
-    def export(self, metrics_data, timeout_millis=10_000, **kwargs):
-        assert context.get_value(sdk.SUPPRESS_KEY)
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        if self.answer is MetricExportResult.SUCCESS:
-            [metric] = metrics_data.resource_metrics[0].scope_metrics[0].metrics
-            self.values += [point.value for point in metric.data.data_points]
-        return self.answer
-
-    def force_flush(self, timeout_millis=10_000):
-        return True
-
-    def shutdown(self, timeout_millis=30_000, **kwargs):
-        self.stopped += 1
+@pytest.fixture
+def collector(monkeypatch):
+    monkeypatch.setattr(delivery, "_said", {})
+    with FakeCollector() as made:
+        yield made
 
 
 @pytest.fixture
-def metrics():
-    registry, kept = Registry(), Numbers()
-    counter = registry.instrument(Metric("m", "1", "counter", ""), InstrumentationScope("t")).of({})
-    sender = MetricSender(lambda: kept, registry, lambda: Resource({}), 3600)
-    yield sender, counter, kept
-    sender.shutdown(5)
+def over_http(collector):
+    made: list[SpanSender] = []
+
+    def make(**settings: Any) -> SpanSender:
+        loaded = Settings(endpoint=collector.url, **settings)
+        made.append(SpanSender(transport.span_way(loaded, f"{collector.url}/v1/traces"), 4096, 60))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.shutdown(0.2)
 
 
-def test_metrics_are_sent_on_flush_and_at_the_end(metrics):
-    """Totals go out with each flush and a last time at the end; with nothing recorded nothing is sent."""
-    sender, counter, kept = metrics
-    assert sender.flush(5)
-    assert kept.values == []
-    counter.record(1)
-    assert sender.flush(5)
-    counter.record(1)
+def test_spans_really_arrive(collector, over_http):
+    """They are decoded from protobuf by a real server, all of them, once."""
+    sender = over_http()
+    spans_into(sender, 700)
+    assert sender.flush(20)
     assert sender.shutdown(5)
-    assert kept.values == [1, 2]
-    assert kept.stopped == 1
+    assert len({span.span_id for span in collector.spans}) == len(collector.spans) == 700
 
 
-def test_metrics_are_sent_at_their_interval():
-    """Without anybody asking."""
-    registry, kept = Registry(), Numbers()
-    sender = MetricSender(lambda: kept, registry, lambda: Resource({}), 0.01)
-    registry.instrument(Metric("m", "1", "counter", ""), InstrumentationScope("t")).of({}).record(1)
-    until(lambda: bool(kept.values))
-    sender.shutdown(5)
+def test_a_partial_success_is_a_partial_loss(collector, over_http):
+    """What was rejected is counted under its own reason."""
+    collector.behaviour = behaviour.partial(3, "too old")
+    sender = over_http()
+    spans_into(sender, 10)
+    assert not sender.flush(20)
+    assert sender.tally() == (10, 7, 3, 0)
+    assert len(collector.spans) == 7
 
 
-@pytest.mark.parametrize("answer", [MetricExportResult.FAILURE, RuntimeError("broken")])
-def test_a_failed_export_of_metrics_is_counted(metrics, monkeypatch, answer):
-    """The points are counted as lost; the totals go out with the next export."""
-    monkeypatch.setattr(guard, "strict", False)
-    sender, counter, kept = metrics
-    counter.record(5)
-    kept.answer = answer
-    assert not sender.flush(5)
-    assert sender.lost == 1
-    kept.answer = MetricExportResult.SUCCESS
-    assert sender.flush(5)
-    assert kept.values == [5]
+@pytest.mark.parametrize("act", [behaviour.status(500), behaviour.html(), behaviour.refuse()])
+def test_a_refusal_is_a_loss(collector, over_http, act):
+    """What nobody took was not delivered."""
+    collector.behaviour = act
+    sender = over_http(export_timeout_s=0.2)
+    spans_into(sender, 3)
+    assert not sender.flush(20)
+    assert sender.lost == {"export_failed": 3}
+
+
+@pytest.mark.parametrize("act", [behaviour.hang(), behaviour.drip(0.02), behaviour.status(503, retry_after=50)])
+def test_an_endpoint_that_holds_us_up_holds_up_nobody(collector, over_http, act):
+    """`flush` and `shutdown` come back in time and say no; every span is counted when they do."""
+    collector.behaviour = act
+    sender = over_http(export_timeout_s=60)
+    spans_into(sender, 3)
+    assert not sender.flush(0.2)
+    assert balanced(sender)
+    assert sender.queued == 3
+    assert not sender.shutdown(0.3)
+    assert sender.tally() == (3, 0, 3, 0)
+    assert not alive(sender)
+
+
+def test_a_shutdown_ends_the_wait_of_a_retry(collector, over_http):
+    """And makes one more attempt, which may succeed."""
+    collector.behaviour = behaviour.status(503, retry_after=50).times(1)
+    sender = over_http(export_timeout_s=60)
+    spans_into(sender, 3)
+    assert not sender.flush(0.2)
+    assert sender.shutdown(20)
+    assert sender.tally() == (3, 3, 0, 0)
 
 
 # Fork -----------------------------------------------------------------------------------------------------------------
@@ -402,43 +541,27 @@ def in_child(check: Callable[[], bool]) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_forked_child_sends_for_itself():
-    """Own queue, zero counts, a thread of its own, no inherited lock; the parent keeps what it had."""
-    with receiver() as kept:
-        sender = over_http(kept.url)
-        spans_into(sender, 3)
-
-        def child() -> bool:
-            sender.after_fork()
-            if sender.tally() != (0, 0, 0, 0) or not sender._thread.is_alive():
-                return False
-            spans_into(sender, 2)
-            return sender.shutdown(10) and sender.tally() == (2, 2, 0, 0)
-
-        with sender._changed:
-            assert in_child(child)
-        assert sender.queued == 3
-        assert sender.shutdown(10)
-        assert len(kept.spans) == 5
-
-
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_forked_child_counts_for_itself(metrics):
-    """The child's metrics begin at zero with an exporter of its own, even when the parent was just sending."""
-    sender, counter, kept = metrics
-    counter.record(5)
-    sender.lost = 3
+def test_a_forked_child_sends_for_itself(collector, over_http):
+    """Own queue, zero counts, threads of its own, no inherited lock; the parent keeps what it had."""
+    sender = over_http()
+    spans_into(sender, 1)
+    assert sender.flush(10)  # a connection is open
+    spans_into(sender, 3)
+    sender._refused.append(None)
 
     def child() -> bool:
-        sender._cursor._registry.after_fork()
         sender.after_fork()
-        counter.record(1)
-        return sender.lost == 0 and sender.shutdown(5) and kept.values == [1]
+        if sender.tally() != (0, 0, 0, 0) or not all(thread.is_alive() for thread in sender._threads):
+            return False
+        spans_into(sender, 2)
+        return sender.shutdown(10) and sender.tally() == (2, 2, 0, 0)
 
-    with sender._lock:
+    with sender._changed:
         assert in_child(child)
-    assert sender.flush(5)
-    assert kept.values == [5]
+    assert sender.queued == 3
+    assert sender.shutdown(10)
+    assert sender.tally() == (5, 4, 1, 0)
+    assert len(collector.spans) == 6
 
 
 def test_a_closed_sender_starts_no_thread_in_a_child(make_sender):
@@ -448,6 +571,6 @@ def test_a_closed_sender_starts_no_thread_in_a_child(make_sender):
     lock = sender._changed
     sender.after_fork()
     assert sender._changed is not lock
-    assert not sender._thread.is_alive()
+    assert not alive(sender)
     spans_into(sender, 1)
     assert sender.lost == {"closed": 1}

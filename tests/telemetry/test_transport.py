@@ -1,20 +1,26 @@
-"""The stock exporters made from our settings: addresses, headers, compression, both protocols."""
+"""The ways made from our settings: addresses, headers, compression, certificates, proxies, both protocols."""
 
 from __future__ import annotations
 
+import ssl
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import pytest
-from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 import otel_perf
+from collector.certificate import make_certificate
 from otel_perf import measure
 from otel_perf.settings import Settings, SettingsError
-from otel_perf.telemetry import runtime, transport
-from tests.telemetry.receiver import Receiver, dead, receiver
+from otel_perf.telemetry import delivery, runtime, transport
+from otel_perf.telemetry.connection import Proxy
+from otel_perf.testing import FakeCollector
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said_yet(monkeypatch):
+    monkeypatch.setattr(delivery, "_said", {})
 
 
 @pytest.mark.parametrize(
@@ -33,68 +39,48 @@ def test_where_signals_go(given, traces, metrics):
     assert (transport.traces_endpoint(settings), transport.metrics_endpoint(settings)) == (traces, metrics)
 
 
-@pytest.mark.parametrize("compression", ["gzip", "none"])
-def test_headers_and_compression_reach_the_endpoint(compression):
-    """Over HTTP, with header names in lower case."""
-    with receiver() as kept:
-        otel_perf.configure(
-            service_name="t", endpoint=f"{kept.url}/base", headers={"X-Team": "a"}, compression=compression
-        )
+def work(count: int = 1) -> None:
+    for _ in range(count):
         with measure("work"):
             pass
+
+
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+def test_headers_and_compression_reach_the_endpoint(compression):
+    """Header names in lower case; what the sender decides about itself is not overwritten."""
+    with FakeCollector() as collector:
+        otel_perf.configure(
+            service_name="t", endpoint=f"{collector.url}/base", compression=compression,
+            headers={"X-Team": "a", "Content-Type": "text/plain", "content-length": "7"},
+        )  # fmt: skip
+        work(50)
         assert otel_perf.flush()
         otel_perf.shutdown()
-        assert {path for path, _ in kept.requests} == {"/base/v1/traces", "/base/v1/metrics"}
-        for _, headers in kept.requests:
-            assert headers["x-team"] == "a"
-            assert headers.get("content-encoding") == ("gzip" if compression == "gzip" else None)
-        assert [span.name for _, span in kept.spans] == ["work"]
-
-
-class Traces(trace_service_pb2_grpc.TraceServiceServicer):
-    def __init__(self, kept: Receiver) -> None:
-        self.kept = kept
-
-    def Export(self, request, context):  # noqa: N802  # gRPC's name
-        self.kept.requests.append(("traces", dict(context.invocation_metadata())))
-        self.kept.take_traces(request)
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-
-class Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
-    def __init__(self, kept: Receiver) -> None:
-        self.kept = kept
-
-    def Export(self, request, context):  # noqa: N802  # gRPC's name
-        self.kept.take_metrics(request)
-        return metrics_service_pb2.ExportMetricsServiceResponse()
+    assert {each.path for each in collector.requests} == {"/base/v1/traces", "/base/v1/metrics"}
+    assert collector.errors == []
+    for each in collector.requests:
+        assert each.headers["x-team"] == "a"
+        assert each.headers["content-type"] == "application/x-protobuf"
+        assert each.headers["user-agent"] == f"otel-perf/{otel_perf.__version__}"
+        assert each.headers.get("content-encoding") == ("gzip" if compression == "gzip" else None)
+    assert len(collector.spans) == 50
 
 
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 def test_grpc_to_a_real_server(compression):
     """Spans and metrics arrive decoded, with the headers as metadata."""
-    kept = Receiver()
-    server = grpc.server(ThreadPoolExecutor(2))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Traces(kept), server)
-    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(Metrics(kept), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
+    with FakeCollector() as collector:
         otel_perf.configure(
-            service_name="shop", endpoint=f"http://127.0.0.1:{port}", protocol="grpc", compression=compression,
-            headers={"x-team": "a"},
+            service_name="shop", endpoint=collector.grpc_endpoint, protocol="grpc", compression=compression,
+            headers={"X-Team": "a"},
         )  # fmt: skip
-        for _ in range(600):
-            with measure("work"):
-                pass
+        work(600)
         assert otel_perf.flush(20)
         otel_perf.shutdown()
-    finally:
-        server.stop(0).wait()
-    assert len(kept.spans) == 600
-    assert kept.spans[0][0]["service.name"] == "shop"
-    assert kept.metric("operation.duration").histogram.data_points[0].count == 600
-    assert kept.requests[0][1]["x-team"] == "a"
+    assert len(collector.spans) == 600
+    assert collector.spans[0].resource["service.name"] == "shop"
+    assert collector.metric("operation.duration").points[0].count == 600
+    assert collector.requests[0].headers["x-team"] == "a"
 
 
 def test_grpc_without_its_extra_stops_start_up(monkeypatch, telemetry):
@@ -106,6 +92,18 @@ def test_grpc_without_its_extra_stops_start_up(monkeypatch, telemetry):
     assert runtime.current is before
     transport.check(Settings(protocol="grpc"))
     transport.check(Settings(protocol="grpc", endpoint="http://h", disabled=True))
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_the_stock_http_exporter_is_not_needed(monkeypatch, protocol):
+    """Nothing of it is imported."""
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
+    with FakeCollector() as collector:
+        endpoint = collector.grpc_endpoint if protocol == "grpc" else collector.url
+        otel_perf.configure(service_name="t", endpoint=endpoint, protocol=protocol)
+        work()
+        assert otel_perf.shutdown()
+        assert len(collector.spans) == 1
 
 
 def test_a_signal_that_is_switched_off(caplog):
@@ -120,22 +118,159 @@ def test_a_signal_that_is_switched_off(caplog):
     ]
 
 
+@pytest.mark.parametrize(
+    "headers", [{"a b": "x"}, {"": "x"}, {"a": "x\r\nevil: y"}, {"a": "\u20ac"}, {"a:": "x"}, {"a": "x\x00"}]
+)
+def test_a_header_that_cannot_be_sent_stops_start_up(headers):
+    """No header is made of a value; the message does not repeat it."""
+    with pytest.raises(
+        SettingsError, match=r"^traces_headers: the header .* cannot be sent; remove line breaks"
+    ) as said:
+        transport.check(Settings(endpoint="http://h", traces_headers=headers))
+    assert "evil" not in str(said.value)
+
+
+def test_an_endpoint_without_a_usable_host_stops_start_up():
+    """A label of a host name has an end."""
+    with pytest.raises(SettingsError, match="has no usable host"):
+        transport.check(Settings(endpoint=f"http://{'a' * 70}.example"))
+
+
+# Proxies -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def proxied(monkeypatch):
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy", "REQUEST_METHOD"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://u:geheim@proxy:3128")
+    monkeypatch.setenv("http_proxy", "http://u:geheim@proxy:3128")
+    return monkeypatch
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_proxy_is_no_way_to_loopback(monkeypatch, host):
+def test_a_proxy_is_no_way_to_loopback(proxied, host):
     """A proxy of the environment is left aside where the endpoint is on this machine."""
-    for name in ("HTTP_PROXY", "http_proxy"):
-        monkeypatch.setenv(name, dead())
-    with receiver() as kept:
-        otel_perf.configure(service_name="t", endpoint=kept.url.replace("127.0.0.1", host))
-        with measure("work"):
-            pass
+    with FakeCollector() as collector:
+        otel_perf.configure(service_name="t", endpoint=collector.url.replace("127.0.0.1", host))
+        work()
         assert otel_perf.shutdown()
-        assert [span.name for _, span in kept.spans] == ["work"]
+        assert [span.name for span in collector.spans] == ["work"]
 
 
-def test_a_proxy_is_used_for_other_hosts():
-    """Both protocols take the environment's proxy as ever, on other hosts."""
-    settings = Settings()
-    assert "session" not in transport._by_http(settings, "http://collector:4318/v1/traces", {})
-    assert "channel_options" not in transport._by_grpc(settings, "http://collector:4317", {})
-    assert transport._by_grpc(settings, "http://app.localhost:4317", {})["channel_options"]
+def test_a_proxy_is_used_for_other_hosts(proxied, caplog):
+    """By scheme, unless `NO_PROXY` or its kind says otherwise; a proxy of an unknown kind is left aside and told."""
+    assert transport._proxy("http://collector:4318/v1") == Proxy("proxy", 3128, "Basic dTpnZWhlaW0=")
+    assert transport._proxy("https://collector:4318/v1") is None
+    proxied.setenv("ALL_PROXY", "http://all")
+    assert transport._proxy("https://collector:4318/v1") == Proxy("all", 80)
+    proxied.setenv("NO_PROXY", "collector:4318, .inside")
+    for direct in ("http://collector:4318", "http://a.inside"):
+        assert transport._proxy(direct) is None
+    assert transport._proxy("http://collector:9999") is not None
+    assert not caplog.records
+    proxied.setenv("ALL_PROXY", "socks5://u:geheim@s:1")
+    assert transport._proxy("https://elsewhere") is None
+    assert "is left aside" in caplog.text
+    assert "geheim" not in caplog.text
+
+
+def test_grpc_asks_for_a_proxy_itself():
+    """It knows the environment's; on loopback it is told not to look."""
+    assert "channel_options" not in transport._by_grpc(Settings(), "traces", "http://collector:4317")
+    assert transport._by_grpc(Settings(), "traces", "http://app.localhost:4317")["channel_options"]
+
+
+# Certificates --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pems(tmp_path_factory):
+    """Two pairs of a key and a certificate for loopback, as files."""
+    place = tmp_path_factory.mktemp("tls")
+    for name in ("server", "client"):
+        key, certificate = make_certificate()
+        (place / f"{name}.key").write_bytes(key)
+        (place / f"{name}.pem").write_bytes(certificate)
+    (place / "broken.pem").write_text("no certificate")
+    return {each.name: str(each) for each in place.iterdir()}
+
+
+def over_tls(pems, *, mutual: bool = False) -> FakeCollector:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pems["server.pem"], pems["server.key"])
+    if mutual:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(pems["client.pem"])
+    contents = {name: Path(path).read_bytes() for name, path in pems.items()}
+    pair = [(contents["server.key"], contents["server.pem"])]
+    credentials = grpc.ssl_server_credentials(pair, contents["client.pem"] if mutual else None, mutual)
+    return FakeCollector(ssl_context=context, grpc_credentials=credentials)
+
+
+def delivered(collector: FakeCollector, protocol: str, **settings) -> bool:
+    address = collector.grpc_endpoint if protocol == "grpc" else collector.url
+    otel_perf.configure(
+        service_name="t", endpoint=address.replace("127.0.0.1", "localhost"), protocol=protocol, export_timeout_s=2,
+        **settings,
+    )  # fmt: skip
+    work()
+    return otel_perf.shutdown(2)
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_tls_by_a_certificate_of_ones_own(pems, protocol):
+    """Spans and metrics go to who is trusted; that of a signal wins."""
+    with over_tls(pems) as collector:
+        assert delivered(collector, protocol, certificate=pems["server.pem"])
+        assert [span.name for span in collector.spans] == ["work"]
+        assert collector.metrics
+        own = {"traces_certificate": pems["server.pem"], "metrics_certificate": pems["server.pem"]}
+        assert delivered(collector, protocol, certificate=pems["client.pem"], **own)
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_nothing_goes_to_a_stranger(pems, protocol):
+    """The system's certificates do not know it, and no other certificate does."""
+    with over_tls(pems) as collector:
+        assert not delivered(collector, protocol, certificate=pems["client.pem"])
+        assert collector.requests == []
+        if protocol != "grpc":
+            assert not delivered(collector, protocol)
+            assert collector.requests == []
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_mutual_tls(pems, protocol):
+    """The endpoint asks who we are; without an answer it takes nothing."""
+    ours = {"client_certificate": pems["client.pem"], "client_key": pems["client.key"]}
+    with over_tls(pems, mutual=True) as collector:
+        assert delivered(collector, protocol, certificate=pems["server.pem"], **ours)
+        assert len(collector.spans) == 1
+        assert not delivered(collector, protocol, certificate=pems["server.pem"])
+        assert len(collector.spans) == 1
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"certificate": "/no/such.pem"},
+            r"^certificate='/no/such.pem' cannot be used: no such file or directory\. Name",
+        ),
+        ({"traces_certificate": "broken.pem"}, r"^traces_certificate='.*' cannot be used: it is not PEM"),
+        (
+            {"client_certificate": "client.pem"},
+            "^client_certificate='.*' cannot be used: it is not PEM, or does not fit",
+        ),
+        ({"client_certificate": "client.pem", "metrics_client_key": "server.key"}, "^client_certificate='.*'"),
+        ({"client_key": "client.key"}, "^client_key is of no use without client_certificate; set both, or none"),
+    ],
+)
+def test_a_bad_certificate_stops_start_up(pems, protocol, given, said):
+    """The message names the setting and what to do; without TLS nobody looks at the files."""
+    files = {name: pems.get(value, value) for name, value in given.items()}
+    with pytest.raises(SettingsError, match=said):
+        transport.check(Settings(endpoint="https://h", protocol=protocol, **files))
+    transport.check(Settings(endpoint="http://h", protocol=protocol, **files))
