@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import multiprocessing.process
 import multiprocessing.util
 import os
 import threading
@@ -12,8 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from otel_perf import guard
+from otel_perf.telemetry.signals import Drains, Sigterm
 
 __all__ = ["Joined", "Part", "Pipeline", "Ticker"]
+
+_LEAST_S = 0.1
 
 
 class Part(Protocol):
@@ -107,12 +111,19 @@ class Pipeline:
         self._parts = list(parts)
         self._timeout_s = timeout_s
         self._closed = False
+        self._closed_by = 0
+        self._ended = threading.Event()
+        self._flushed = (0.0, 0.0)  # when the last flush ended, and how long it took
+        self._signals: Sigterm | None = None
+        self._draining = [part for part in self._parts if isinstance(part, Drains)]
         self._before_fork: list[Callable[[], None]] = []
         self._at_end: list[Callable[[], None]] = []
         _live.add(self)
         atexit.register(self.shutdown)
-        # Children of `multiprocessing` that were forked leave without `atexit`.
+        # Children of `multiprocessing` that were forked leave without `atexit`: those of this process, and this one.
         multiprocessing.util.register_after_fork(self, _finish_with_the_child)
+        if multiprocessing.process.parent_process() is not None:
+            _finish_with_the_child(self)
 
     def on_fork(self, call: Callable[[], None]) -> None:
         """Calls this first in a forked child, before any part starts anew."""
@@ -122,24 +133,56 @@ class Pipeline:
         """Calls this after the shutdown, in the thread that asked for it: the parts' own may be held up."""
         self._at_end.append(call)
 
+    def handle_signals(self) -> None:
+        """Notices SIGTERM from now on, until the shutdown."""
+        made = Sigterm(self.drain, lambda: self._closed or self.flush(), self.shutdown)
+        if made.install():
+            self._signals = made
+
+    def renew_signals(self) -> None:
+        """Notices it again in a forked child whose server took it from us meanwhile."""
+        if self._signals is not None:
+            self._signals.renew()
+
+    def drain(self) -> None:
+        """Lets the parts hand on soon what they get; it takes no lock, since a signal handler calls it."""
+        for part in self._draining:
+            part.drain()
+
     def flush(self, timeout_s: float | None = None) -> bool:
         """Hands on everything that waits, within the time; True only when nothing was left or lost."""
-        return self._all(lambda part, left_s: part.flush(left_s), timeout_s)
+        began = time.monotonic()
+        done = self._all(lambda part, left_s: part.flush(left_s), self._timeout_s if timeout_s is None else timeout_s)
+        ended = time.monotonic()
+        self._flushed = (ended, ended - began)
+        return done
 
     def shutdown(self, timeout_s: float | None = None) -> bool:
-        """Flushes and stops everything, within the time; the second call does nothing."""
+        """Flushes and stops everything, within the time; a second call only waits for the first."""
+        limit_s = self._time_left_s() if timeout_s is None else timeout_s
         if self._closed:
-            return True
+            # A handler of the application's may interrupt the very thread that shuts down.
+            return self._closed_by == threading.get_ident() or self._ended.wait(limit_s)
         self._closed = True
+        self._closed_by = threading.get_ident()
         atexit.unregister(self.shutdown)
-        done = self._all(lambda part, left_s: part.shutdown(left_s), timeout_s)
+        done = self._all(lambda part, left_s: part.shutdown(left_s), limit_s)
         _live.discard(self)  # not before: a fork meanwhile inherits the locks that the parts hold
         for call in self._at_end:
             _guarded(call, "the end of the shutdown")
+        if self._signals is not None:
+            self._signals.undo()
+        self._ended.set()
         return done
 
-    def _all(self, call: Callable[[Part, float], bool], timeout_s: float | None) -> bool:
-        deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+    def _time_left_s(self) -> float:
+        # The end of an app flushes and the end of the process shuts down: a dead peer may not cost the time twice.
+        ended, took_s = self._flushed
+        owed_s = took_s - (time.monotonic() - ended)
+        return self._timeout_s if owed_s <= 0 else max(_LEAST_S, self._timeout_s - owed_s)
+
+    def _all(self, call: Callable[[Part, float], bool], limit_s: float) -> bool:
+        deadline = time.monotonic() + limit_s
         results: list[bool] = []
 
         def run(part: Part) -> None:
@@ -163,6 +206,12 @@ class Pipeline:
 
     def after_fork(self) -> None:
         """Starts every part anew in a forked child."""
+        self._ended = threading.Event()
+        self._flushed = (0.0, 0.0)
+        if self._closed:
+            self._ended.set()  # the thread that was about to do it is not here
+        if self._signals is not None:
+            _guarded(self._signals.after_fork, "noticing signals after a fork")
         for call in (*self._before_fork, *(part.after_fork for part in self._parts)):
             _guarded(call, "starting anew after a fork")
 
