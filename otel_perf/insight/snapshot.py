@@ -13,14 +13,13 @@ from typing import Any
 
 from otel_perf import conventions as c
 from otel_perf import jobs, strategy
-from otel_perf.insight.live import Live, Windowed
-from otel_perf.telemetry.aggregation import Cell, Exponential, LastValue, Sum, quantile
+from otel_perf.insight.live import Live, Reading
+from otel_perf.telemetry.aggregation import Exponential, quantile
 from otel_perf.telemetry.runtime import Runtime
+from otel_perf.telemetry.windowed import Windowed, combine
 
 __all__ = ["snapshot"]
 
-Held = list[tuple[str, Mapping[str, Any], Cell]]
-Observed = list[tuple[str, Mapping[str, Any], float]]
 Key = tuple[Any, ...]
 
 
@@ -36,8 +35,8 @@ class _Group:
 
     def add(self, cell: Windowed, attributes: Mapping[str, Any]) -> None:
         recent = cell.recent()
-        self.total.merge(cell.total)
-        self.recent.merge(recent)
+        combine(self.total, cell.total)
+        combine(self.recent, recent)
         if _failed(attributes):
             self.errors += cell.total.count
             self.recent_errors += recent.count
@@ -73,11 +72,11 @@ def _failed(attributes: Mapping[str, Any]) -> bool:
     return c.ERROR_TYPE in attributes or _status(attributes) >= 500
 
 
-def _grouped(held: Held, metric: c.Metric, keys: Iterable[str]) -> dict[Key, _Group]:
+def _grouped(read: Reading, metric: c.Metric, keys: Iterable[str]) -> dict[Key, _Group]:
     groups: dict[Key, _Group] = {}
     names = tuple(keys)
-    for name, attributes, cell in held:
-        if name == metric.name and isinstance(cell, Windowed):
+    for name, attributes, cell in read.windows:
+        if name == metric.name:
             groups.setdefault(tuple(attributes.get(key) for key in names), _Group()).add(cell, attributes)
     return groups
 
@@ -85,21 +84,20 @@ def _grouped(held: Held, metric: c.Metric, keys: Iterable[str]) -> dict[Key, _Gr
 def _all(groups: Iterable[_Group]) -> _Group:
     summed = _Group()
     for each in groups:
-        summed.total.merge(each.total)
-        summed.recent.merge(each.recent)
+        combine(summed.total, each.total)
+        combine(summed.recent, each.recent)
         summed.errors += each.errors
         summed.recent_errors += each.recent_errors
         summed.rejected += each.rejected
     return summed
 
 
-def _sums(held: Held, metric: c.Metric, key: str | None = None) -> dict[Any, float]:
+def _sums(read: Reading, metric: c.Metric, key: str | None = None) -> dict[Any, float]:
     sums: dict[Any, float] = {}
-    for name, attributes, cell in held:
-        if name == metric.name and isinstance(cell, (Sum, LastValue)):
-            value = cell.total if isinstance(cell, Sum) else cell.value
+    for name, attributes, value in read.numbers:
+        if name == metric.name:
             label = attributes.get(key) if key else None
-            sums[label] = sums.get(label, 0) + (value or 0)
+            sums[label] = sums.get(label, 0) + value
     return sums
 
 
@@ -119,25 +117,23 @@ def _nothing(_key: Key, _group: _Group) -> dict[str, Any]:
 
 def snapshot(runtime: Runtime, live: Live) -> dict[str, Any]:
     """Everything that the page, the API and the terminal show, as plain JSON types."""
-    window_s = live.window_s
-    observed = list(live.observed())
-    with live.held() as held:
-        document: dict[str, Any] = {
-            "service": _service(runtime),
-            "time_unix_s": round(time.time(), 3),
-            "uptime_s": round(live.uptime_s, 3),
-            "window_s": round(window_s, 3),
-            "requests": _requests(held, window_s),
-            "queries": _queries(held, window_s),
-            "cache": _cache(held, window_s),
-            "external": _external(held, window_s),
-            "jobs": _jobs(held, window_s),
-            "steps": _steps(held, window_s),
-            "catalogue": _catalogue(held, observed),
-        }
-    document["pools"] = _pools(observed)
-    document["export"] = _export(runtime)
-    return document
+    read = live.read()
+    return {
+        "service": _service(runtime),
+        "workers": {"living": read.living, "ended": read.ended},
+        "time_unix_s": round(time.time(), 3),
+        "uptime_s": round(read.uptime_s, 3),
+        "window_s": round(read.window_s, 3),
+        "requests": _requests(read),
+        "queries": _queries(read),
+        "cache": _cache(read),
+        "external": _external(read),
+        "jobs": _jobs(read),
+        "steps": _steps(read),
+        "catalogue": _catalogue(read),
+        "pools": _pools(read),
+        "export": _export(read, sending=runtime.sender is not None),
+    }
 
 
 def _service(runtime: Runtime) -> dict[str, Any]:
@@ -149,32 +145,32 @@ def _service(runtime: Runtime) -> dict[str, Any]:
     return {name: attributes.get(key) for name, key in keys.items()}
 
 
-def _requests(held: Held, window_s: float) -> dict[str, Any]:
-    groups = _grouped(held, c.REQUEST_DURATION, (c.HTTP_METHOD, c.HTTP_ROUTE))
+def _requests(read: Reading) -> dict[str, Any]:
+    groups = _grouped(read, c.REQUEST_DURATION, (c.HTTP_METHOD, c.HTTP_ROUTE))
 
     def rejected(_key: Key, group: _Group) -> dict[str, Any]:
         return {"rejected": group.rejected}
 
     total = _all(groups.values())
     return {
-        **total.document(window_s),
+        **total.document(read.window_s),
         "rejected": total.rejected,
-        "active": int(_sums(held, c.REQUESTS_ACTIVE).get(None, 0)),
-        "routes": _rows(groups, ("method", "route"), window_s, rejected),
+        "active": int(_sums(read, c.REQUESTS_ACTIVE).get(None, 0)),
+        "routes": _rows(groups, ("method", "route"), read.window_s, rejected),
     }
 
 
-def _queries(held: Held, window_s: float) -> dict[str, Any]:
-    groups = _grouped(held, c.QUERY_DURATION, (c.DB_SYSTEM, c.DB_OPERATION, c.DB_COLLECTION))
+def _queries(read: Reading) -> dict[str, Any]:
+    groups = _grouped(read, c.QUERY_DURATION, (c.DB_SYSTEM, c.DB_OPERATION, c.DB_COLLECTION))
     return {
-        **_all(groups.values()).document(window_s),
-        "slow": int(_sums(held, c.QUERY_SLOW).get(None, 0)),
-        "operations": _rows(groups, ("system", "operation", "collection"), window_s, _nothing),
+        **_all(groups.values()).document(read.window_s),
+        "slow": int(_sums(read, c.QUERY_SLOW).get(None, 0)),
+        "operations": _rows(groups, ("system", "operation", "collection"), read.window_s, _nothing),
     }
 
 
-def _cache(held: Held, window_s: float) -> dict[str, Any]:
-    results = _grouped(held, c.CACHE_DURATION, (c.CACHE_STRATEGY, c.CACHE_RESULT))
+def _cache(read: Reading) -> dict[str, Any]:
+    results = _grouped(read, c.CACHE_DURATION, (c.CACHE_STRATEGY, c.CACHE_RESULT))
     known = {each.name: each for each in strategy.declared()}
     groups: dict[Key, _Group] = {}
     for (name, _), group in results.items():
@@ -186,15 +182,15 @@ def _cache(held: Held, window_s: float) -> dict[str, Any]:
         return {**_hits(results, key[0]), **expected}
 
     operations = _rows(
-        _grouped(held, c.CACHE_DURATION, (c.CACHE_SYSTEM, c.CACHE_OPERATION)),
+        _grouped(read, c.CACHE_DURATION, (c.CACHE_SYSTEM, c.CACHE_OPERATION)),
         ("system", "operation"),
-        window_s,
+        read.window_s,
         _nothing,
     )
     return {
-        **_all(groups.values()).document(window_s),
+        **_all(groups.values()).document(read.window_s),
         **_hits(results),
-        "strategies": _rows(groups, ("strategy",), window_s, told),
+        "strategies": _rows(groups, ("strategy",), read.window_s, told),
         "operations": operations,
     }
 
@@ -209,19 +205,19 @@ def _hits(results: dict[Key, _Group], only: object = ...) -> dict[str, Any]:
     return {"hits": counts["hit"], "misses": counts["miss"], "hit_rate": rate}
 
 
-def _external(held: Held, window_s: float) -> dict[str, Any]:
-    groups = _grouped(held, c.EXTERNAL_DURATION, (c.PEER_SERVICE, c.EXTERNAL_OPERATION, c.EXTERNAL_CATEGORY))
+def _external(read: Reading) -> dict[str, Any]:
+    groups = _grouped(read, c.EXTERNAL_DURATION, (c.PEER_SERVICE, c.EXTERNAL_OPERATION, c.EXTERNAL_CATEGORY))
     return {
-        **_all(groups.values()).document(window_s),
-        "services": _rows(groups, ("service", "operation", "category"), window_s, _nothing),
+        **_all(groups.values()).document(read.window_s),
+        "services": _rows(groups, ("service", "operation", "category"), read.window_s, _nothing),
     }
 
 
-def _jobs(held: Held, window_s: float) -> dict[str, Any]:
-    groups = _grouped(held, c.JOB_DURATION, (c.JOB_NAME,))
+def _jobs(read: Reading) -> dict[str, Any]:
+    groups = _grouped(read, c.JOB_DURATION, (c.JOB_NAME,))
     every_s = {each.name: each.every_s for each in jobs.declared()}
-    active, items = _sums(held, c.JOBS_ACTIVE, c.JOB_NAME), _sums(held, c.JOB_ITEM_COUNT, c.JOB_NAME)
-    last = _sums(held, c.JOB_LAST_SUCCESS, c.JOB_NAME)
+    active, items = _sums(read, c.JOBS_ACTIVE, c.JOB_NAME), _sums(read, c.JOB_ITEM_COUNT, c.JOB_NAME)
+    last = _sums(read, c.JOB_LAST_SUCCESS, c.JOB_NAME)
 
     def told(key: Key, _group: _Group) -> dict[str, Any]:
         return {
@@ -234,47 +230,42 @@ def _jobs(held: Held, window_s: float) -> dict[str, Any]:
     # A job that runs for the first time, or was only declared, has no duration yet.
     for name in {*active, *every_s}:
         groups.setdefault((name,), _Group())
-    return {**_all(groups.values()).document(window_s), "jobs": _rows(groups, ("job",), window_s, told)}
+    return {**_all(groups.values()).document(read.window_s), "jobs": _rows(groups, ("job",), read.window_s, told)}
 
 
-def _steps(held: Held, window_s: float) -> dict[str, Any]:
-    groups = _grouped(held, c.STEP_DURATION, (c.STEP_NAME, c.STEP_CATEGORY))
-    items = _sums(held, c.STEP_ITEM_COUNT, c.STEP_NAME)
+def _steps(read: Reading) -> dict[str, Any]:
+    groups = _grouped(read, c.STEP_DURATION, (c.STEP_NAME, c.STEP_CATEGORY))
+    items = _sums(read, c.STEP_ITEM_COUNT, c.STEP_NAME)
 
     def told(key: Key, _group: _Group) -> dict[str, Any]:
         return {"items": int(items.get(key[0], 0))}
 
-    return {**_all(groups.values()).document(window_s), "steps": _rows(groups, ("step", "category"), window_s, told)}
+    return {
+        **_all(groups.values()).document(read.window_s),
+        "steps": _rows(groups, ("step", "category"), read.window_s, told),
+    }
 
 
-def _catalogue(held: Held, observed: Observed) -> list[dict[str, Any]]:
+def _catalogue(read: Reading) -> list[dict[str, Any]]:
     own = {metric.name: metric for metric in c.declared() if metric not in c.METRICS}
-    rows: list[dict[str, Any]] = [
-        {"metric": name, "unit": own[name].unit, "about": own[name].about, "attributes": dict(labels), "value": value}
-        for name, labels, value in observed
-        if name in own
+
+    def row(name: str, attributes: Mapping[str, Any], **told: Any) -> dict[str, Any]:
+        metric = own[name]
+        return {"metric": name, "unit": metric.unit, "about": metric.about, "attributes": dict(attributes), **told}
+
+    return [
+        *(row(name, labels, value=value) for name, labels, value in read.numbers if name in own),
+        *(
+            row(name, labels, count=cell.total.count, sum=cell.total.total)
+            for name, labels, cell in read.windows
+            if name in own
+        ),
     ]
-    for name, attributes, cell in held:
-        metric = own.get(name)
-        if metric is None:
-            continue
-        row: dict[str, Any] = {
-            "metric": name,
-            "unit": metric.unit,
-            "about": metric.about,
-            "attributes": dict(attributes),
-        }
-        if isinstance(cell, Windowed):
-            row.update(count=cell.total.count, sum=cell.total.total)
-        elif isinstance(cell, (Sum, LastValue)):
-            row["value"] = cell.total if isinstance(cell, Sum) else cell.value
-        rows.append(row)
-    return rows
 
 
-def _pools(observed: Observed) -> list[dict[str, Any]]:
+def _pools(read: Reading) -> list[dict[str, Any]]:
     pools: dict[str, dict[str, Any]] = {}
-    for name, attributes, value in observed:
+    for name, attributes, value in read.numbers:
         if name in {c.POOL_COUNT.name, c.POOL_MAX.name}:
             pool = str(attributes.get(c.DB_POOL_NAME))
             field_name = str(attributes.get(c.DB_POOL_STATE)) if name == c.POOL_COUNT.name else "max"
@@ -282,15 +273,16 @@ def _pools(observed: Observed) -> list[dict[str, Any]]:
     return list(pools.values())
 
 
-def _export(runtime: Runtime) -> dict[str, Any]:
-    sender = runtime.sender
-    if sender is None:
-        return {
-            "sending": False, "made": None, "delivered": None, "queued": 0, "capacity": None,
-            "lost": 0, "lost_by_reason": {},
-        }  # fmt: skip
-    lost = dict(sender.lost)
+def _export(read: Reading, *, sending: bool) -> dict[str, Any]:
+    def told(metric: c.Metric) -> float | None:
+        return _sums(read, metric).get(None)
+
+    lost: dict[str, float] = {}
+    for name, attributes, value in read.numbers:
+        if name == c.DROPPED.name and attributes.get("signal") == "traces" and value:
+            lost[str(attributes.get("reason"))] = value
     return {
-        "sending": True, "made": sender.made, "delivered": sender.delivered, "queued": sender.queued,
-        "capacity": sender.capacity, "lost": sum(lost.values()), "lost_by_reason": lost,
+        "sending": sending, "made": told(c.SPANS_MADE), "delivered": told(c.SPANS_DELIVERED),
+        "queued": told(c.QUEUE_SIZE) or 0, "capacity": told(c.QUEUE_CAPACITY), "lost": sum(lost.values()),
+        "lost_by_reason": lost,
     }  # fmt: skip

@@ -2,7 +2,8 @@
 
 Names follow OpenTelemetry's "Prometheus and OpenMetrics compatibility": dots become underscores, units are appended,
 counters end in `_total`, each series carries its scope's name, and the resource is `target_info`. Series of several
-scopes share a family without sharing labels, so nothing is mislabelled.
+scopes share a family without sharing labels, so nothing is mislabelled. What is counted in exponential buckets is
+written with the bounds of those that hold something.
 """
 
 from __future__ import annotations
@@ -10,19 +11,21 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from opentelemetry.sdk.metrics import Exemplar
-from opentelemetry.sdk.metrics.export import HistogramDataPoint, NumberDataPoint
+from opentelemetry.sdk.metrics.export import ExponentialHistogramDataPoint, HistogramDataPoint, NumberDataPoint
 from opentelemetry.sdk.resources import Resource
 
 from otel_perf import guard
 from otel_perf.telemetry.numbers import plain
-from otel_perf.telemetry.series import Collected, Cursor, Registry
+from otel_perf.telemetry.summing import Figures, Tally
 
-__all__ = ["OPENMETRICS", "TEXT", "Exposition", "family_name"]
+__all__ = ["OPENMETRICS", "TEXT", "Exposition", "family_name", "wants_openmetrics"]
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -52,6 +55,26 @@ def family_name(name: str, unit: str, kind: str) -> str:
     return family
 
 
+def wants_openmetrics(accept: str) -> bool:
+    """Whether this `Accept` header asks for OpenMetrics at least as much as for the older text format."""
+    openmetrics, text = 0.0, 0.0
+    for offer in accept.lower().split(","):
+        kind, *parameters = [part.strip() for part in offer.split(";")]
+        told = dict(part.replace(" ", "").split("=", 1) for part in parameters if "=" in part)
+        if kind == "application/openmetrics-text" and told.get("version", "1.0.0") in {"0.0.1", "1.0.0"}:
+            openmetrics = max(openmetrics, _weight(told.get("q")))
+        elif kind == "text/plain":
+            text = max(text, _weight(told.get("q")))
+    return openmetrics > 0 and openmetrics >= text
+
+
+def _weight(told: str | None) -> float:
+    try:
+        return 1.0 if told is None else float(told)
+    except ValueError:
+        return 0.0
+
+
 @dataclass(slots=True)
 class _Family:
     name: str
@@ -61,74 +84,124 @@ class _Family:
     seen: set[str] = field(default_factory=set[str])
 
 
-class Exposition:
-    """One cumulative reader of the registry that writes itself out."""
+# What the samples of a family are called beside the family: no other family may have such a name.
+_SUFFIXES = {
+    "counter": ("", "_total", "_created"), "histogram": ("", "_bucket", "_count", "_sum", "_created"),
+    "gauge": ("",), "info": ("", "_info"),
+}  # fmt: skip
+# Attributes of one process, which would change with the worker that answers.
+_OF_ONE_PROCESS = ("service.instance.id", "process.")
 
-    def __init__(self, registry: Registry) -> None:
-        self._cursor: Cursor = registry.cursor()
+
+class Exposition:
+    """The figures of all workers, written out for Prometheus."""
+
+    def __init__(self, read: Callable[[], Tally]) -> None:
+        self._read = read
 
     def render(self, resource: Resource, *, openmetrics: bool = False) -> str:
         """All metrics up to now, in OpenMetrics or in the older text format."""
-        families: dict[str, _Family] = {}
-        for each in self._cursor.collect():
+        tally = self._read()
+        page = _Page(openmetrics)
+        several = tally.living + tally.ended > 1
+        page.target({k: v for k, v in resource.attributes.items() if not (several and k.startswith(_OF_ONE_PROCESS))})
+        for each in tally.of_reader("metrics"):
             try:
-                _add(families, each, openmetrics)
+                page.add(each)
             except Exception:  # one metric that cannot be written costs itself and not the scrape
-                guard.note(f"writing metric {each.instrument.metric.name}")
-        info = _labels(resource.attributes)
-        if openmetrics:
-            target = _Family("target", "info", "Target metadata", [f"target_info{info} 1"])
-        else:
-            target = _Family("target_info", "gauge", "Target metadata", [f"target_info{info} 1"])
-        lines = [line for family in (target, *families.values()) for line in _written(family)]
+                guard.note(f"writing metric {each.metric.name}")
+        lines = [line for family in page.families.values() for line in _written(family, openmetrics)]
         return "\n".join([*lines, "# EOF", ""] if openmetrics else [*lines, ""])
 
 
-def _written(family: _Family) -> Iterator[str]:
-    yield f"# HELP {family.name} {_escape(family.about, quotes=False)}"
+class _Page:
+    """The families of one answer, by the name that their samples begin with."""
+
+    def __init__(self, openmetrics: bool) -> None:
+        self.families: dict[str, _Family] = {}
+        self._openmetrics = openmetrics
+        self._taken: dict[str, _Family] = {}
+
+    def target(self, attributes: Mapping[str, Any]) -> None:
+        """The resource."""
+        name, kind = ("target", "info") if self._openmetrics else ("target_info", "gauge")
+        family = self._family("target", name, "info", "Target metadata")
+        if family is not None:
+            family.kind = kind
+            family.lines.append(f"target_info{_labels(attributes)} 1")
+
+    def _family(self, base: str, name: str, kind: str, about: str) -> _Family | None:
+        """The family; None where another metric has its name, or that of one of its samples, for something else."""
+        known = self.families.get(base)
+        if known is not None and known.kind == kind:
+            return known
+        names = [f"{base}{suffix}" for suffix in _SUFFIXES[kind]]
+        if known is not None or any(each in self._taken for each in names):
+            return None
+        made = self.families[base] = _Family(name, kind, about)
+        self._taken.update(dict.fromkeys(names, made))
+        return made
+
+    def add(self, figures: Figures) -> None:
+        """One metric of one scope."""
+        metric = figures.metric
+        kind = "gauge" if metric.kind == "updowncounter" else metric.kind
+        base = family_name(metric.name, metric.unit, kind)
+        sample = f"{base}_total" if kind == "counter" else base
+        family = self._family(base, base if self._openmetrics else sample, kind, metric.about)
+        if family is None:
+            return
+        for point in figures.points.values():
+            labels = {**(point.attributes or {}), "otel_scope_name": figures.scope}
+            written = _labels(labels)
+            if written in family.seen:  # names or labels that differ only in what Prometheus cannot write
+                continue
+            lines = list(_samples(sample, written, point, labels, self._openmetrics))
+            family.seen.add(written)
+            family.lines.extend(lines)
+
+
+def _written(family: _Family, openmetrics: bool) -> Iterator[str]:
+    yield f"# HELP {family.name} {_escape(family.about, quotes=openmetrics)}"
     yield f"# TYPE {family.name} {family.kind}"
     yield from family.lines
 
 
-def _add(families: dict[str, _Family], collected: Collected, openmetrics: bool) -> None:
-    instrument = collected.instrument
-    metric = instrument.metric
-    kind = {"updowncounter": "gauge"}.get(metric.kind, metric.kind)
-    base = family_name(metric.name, metric.unit, kind)
-    sample = f"{base}_total" if kind == "counter" else base
-    name = base if openmetrics else sample
-    family = families.setdefault(name, _Family(name, kind, metric.about))
-    if family.kind != kind:  # another scope gave this name another meaning: one family cannot hold both
+def _samples(name: str, written: str, point: Any, labels: dict[str, Any], openmetrics: bool) -> Iterator[str]:
+    if isinstance(point, NumberDataPoint):
+        tail = _exemplar(point.exemplars, openmetrics and name.endswith("_total"))
+        yield f"{name}{written} {_number(point.value)}{tail}"
         return
-    scope = {"otel_scope_name": instrument.scope.name}
-    for point in collected.points:
-        labels = {**(point.attributes or {}), **scope}
-        written = _labels(labels)
-        if written in family.seen:  # names or labels that differ only in what Prometheus cannot write
-            continue
-        family.seen.add(written)
-        if isinstance(point, HistogramDataPoint):
-            family.lines.extend(_histogram(base, point, labels, openmetrics))
-        elif isinstance(point, NumberDataPoint):
-            tail = _exemplar(point.exemplars, openmetrics and kind == "counter")
-            family.lines.append(f"{sample}{written} {_number(point.value)}{tail}")
-
-
-def _histogram(name: str, point: HistogramDataPoint, labels: dict[str, Any], openmetrics: bool) -> Iterator[str]:
+    bounds, counts = _buckets(point)
     if "le" in labels:  # it is the bucket's own label here
         labels["exported_le"] = labels.pop("le")
-    bounds = [*point.explicit_bounds, math.inf]
+        written = _labels(labels)
     by_bucket: dict[int, Exemplar] = {}
-    for exemplar in point.exemplars:
-        by_bucket[next(i for i, bound in enumerate(bounds) if exemplar.value <= bound)] = exemplar
-    total = 0
-    for index, (bound, count) in enumerate(zip(bounds, point.bucket_counts, strict=True)):
+    if openmetrics:
+        by_bucket = {bisect_left(bounds, exemplar.value): exemplar for exemplar in point.exemplars}
+    begin, total = f"{name}_bucket{written[:-1]},le=", 0
+    for index, (bound, count) in enumerate(zip((*bounds, math.inf), counts, strict=True)):
         total += count
-        tail = _exemplar([by_bucket[index]] if index in by_bucket else [], openmetrics)
-        yield f"{name}_bucket{_labels({**labels, 'le': _number(float(bound))})} {total}{tail}"
-    whole = _labels(labels)
-    yield f"{name}_count{whole} {point.count}"
-    yield f"{name}_sum{whole} {_number(point.sum)}"
+        tail = _exemplar([by_bucket[index]], wanted=True) if index in by_bucket else ""
+        yield f'{begin}"{_number(float(bound))}"}} {total}{tail}'
+    yield f"{name}_count{written} {point.count}"
+    yield f"{name}_sum{written} {_number(point.sum)}"
+
+
+def _buckets(point: HistogramDataPoint | ExponentialHistogramDataPoint) -> tuple[Sequence[float], Sequence[int]]:
+    """Upper bounds and counts, the one above all bounds included."""
+    if isinstance(point, HistogramDataPoint):
+        return point.explicit_bounds, point.bucket_counts
+    # Neither text format knows native histograms: the buckets that hold something become classic ones.
+    factor = math.ldexp(1.0, -point.scale)
+    filled = [(i, n) for i, n in enumerate(point.positive.bucket_counts, point.positive.offset) if n]
+    zeros = point.count - sum(count for _, count in filled)
+    bounds = [0.0, *(_power((index + 1) * factor) for index, _ in filled)]
+    return bounds, [zeros, *(count for _, count in filled), 0]
+
+
+def _power(exponent: float) -> float:
+    return 2.0**exponent if exponent < 1024 else sys.float_info.max
 
 
 def _exemplar(exemplars: Iterable[Exemplar], wanted: bool) -> str:

@@ -22,7 +22,7 @@ from otel_perf.insight import live
 from otel_perf.insight.health import Losses, health
 from otel_perf.insight.snapshot import snapshot
 from otel_perf.telemetry import runtime
-from otel_perf.telemetry.prometheus import OPENMETRICS, TEXT
+from otel_perf.telemetry.prometheus import OPENMETRICS, TEXT, wants_openmetrics
 from otel_perf.web import pages
 from otel_perf.web.access import Access, Allow
 
@@ -76,7 +76,7 @@ def mount(app: Starlette, *, token: str | None = None, allow: Allow | None = Non
         answer = await refused(request)
         if answer is not None:
             return answer
-        openmetrics = "application/openmetrics-text" in request.headers.get("accept", "")
+        openmetrics = wants_openmetrics(",".join(request.headers.getlist("accept")))
         body = await run_in_threadpool(_exposition, openmetrics)
         return Response(body, media_type=OPENMETRICS if openmetrics else TEXT, headers=_NEVER_STORED)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
-from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
+from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation, View
 from opentelemetry.sdk.resources import Resource
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from otel_perf import catalogue, guard, measure
 from otel_perf.telemetry.meter import MeterProvider
-from otel_perf.telemetry.prometheus import Exposition, family_name
+from otel_perf.telemetry.prometheus import TEXT, Exposition, family_name, wants_openmetrics
 from otel_perf.telemetry.series import Registry
+from otel_perf.telemetry.workers import Exchange
 
 
 def samples(text, parse=parse_openmetrics):
@@ -80,7 +83,7 @@ def test_target_info_is_the_resource(telemetry):
 def test_two_scopes_share_a_family_without_sharing_labels():
     """The same metric of two libraries keeps each library's own label names and values."""
     registry = Registry()
-    exposition = Exposition(registry)
+    exposition = Exposition(Exchange(registry).metrics)
     provider = MeterProvider(registry, Resource({}))
     provider.get_meter("a").create_histogram("db.client.operation.duration", "s").record(0.1, {"db.system.name": "pg"})
     provider.get_meter("b").create_histogram("db.client.operation.duration", "s").record(0.1, {"operation": "SELECT"})
@@ -98,7 +101,7 @@ def test_two_scopes_share_a_family_without_sharing_labels():
 def test_a_family_of_two_meanings_keeps_the_first():
     """A counter and a histogram of one name do not spoil the scrape: the first meaning stays."""
     registry = Registry()
-    exposition = Exposition(registry)
+    exposition = Exposition(Exchange(registry).metrics)
     provider = MeterProvider(registry, Resource({}))
     provider.get_meter("a").create_gauge("x.size", "{item}").set(4)
     provider.get_meter("b").create_histogram("x.size", "{item}").record(1)
@@ -120,7 +123,7 @@ def test_hostile_label_values_are_escaped(telemetry):
 def test_keys_that_fall_together_are_joined_and_values_written_plainly():
     """`a.b` and `a_b` become one label with both values; flags, lists and huge numbers stay readable."""
     registry = Registry()
-    exposition = Exposition(registry)
+    exposition = Exposition(Exchange(registry).metrics)
     meter = MeterProvider(registry, Resource({})).get_meter("m")
     meter.create_gauge("g").set(float("inf"), {"a.b": "1", "a_b": "2", "on": True, "list": ["x", "y"], "2nd": "z"})
     meter.create_gauge("h").set(float("-inf"))
@@ -162,7 +165,7 @@ def test_counts_only_grow_between_scrapes(telemetry):
 def test_series_that_look_alike_are_written_once():
     """Two metrics whose names are one in Prometheus do not give the same line twice, which would cost the scrape."""
     registry = Registry()
-    exposition = Exposition(registry)
+    exposition = Exposition(Exchange(registry).metrics)
     meter = MeterProvider(registry, Resource({})).get_meter("m")
     meter.create_counter("shop.sold", "{item}").add(1)
     meter.create_counter("shop_sold", "{item}").add(2)
@@ -175,7 +178,7 @@ def test_series_that_look_alike_are_written_once():
 def test_a_label_le_of_the_apps_own():
     """A histogram's own label `le` keeps its value under another name beside the bucket's."""
     registry = Registry()
-    exposition = Exposition(registry)
+    exposition = Exposition(Exchange(registry).metrics)
     meter = MeterProvider(registry, Resource({})).get_meter("m")
     meter.create_histogram("size", "By", explicit_bucket_boundaries_advisory=[1.0]).record(3, {"le": "paris"})
 
@@ -188,7 +191,7 @@ def test_one_metric_that_cannot_be_written_costs_only_itself(monkeypatch):
     """A point that breaks the writer is left out and counted; the rest of the scrape is whole."""
     monkeypatch.setattr(guard, "strict", False)
     registry = Registry()
-    exposition = Exposition(registry)
+    exposition = Exposition(Exchange(registry).metrics)
     meter = MeterProvider(registry, Resource({})).get_meter("m")
     meter.create_gauge("good").set(1)
     bad = meter.create_gauge("bad")
@@ -198,3 +201,110 @@ def test_one_metric_that_cannot_be_written_costs_only_itself(monkeypatch):
     assert read["good", frozenset()].value == 1
     assert ("bad", frozenset()) not in read
     assert guard.errors == 1
+
+
+OPEN, OPEN_OLD = (f"application/openmetrics-text;version={number}" for number in ("1.0.0", "0.0.1"))
+
+
+@pytest.mark.parametrize(
+    ("accept", "wanted"),
+    [
+        ("", False),
+        ("*/*", False),
+        ("text/plain", False),
+        ("application/openmetrics-text", True),
+        ("application/openmetrics-text; version=1.0.0", True),
+        ("Application/OpenMetrics-Text;version=0.0.1", True),
+        ("application/openmetrics-text;version=2.0.0", False),
+        ("application/openmetrics-text;q=0", False),
+        ("application/openmetrics-text;q=0.4,text/plain;q=0.5", False),
+        ("application/openmetrics-text;q=0.5, text/plain;q=0.5, */*;q=0.9", True),
+        ("application/openmetrics-text;q=no", False),
+        (f"{OPEN},{OPEN_OLD};q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", True),  # Prometheus 2.42
+        (f"{OPEN};escaping=allow-utf-8;q=0.5,{OPEN_OLD};q=0.4,{TEXT};q=0.2,*/*;q=0.1", True),  # Prometheus 3
+        ("text/plain;version=0.0.4;q=0.6,application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.1", False),
+    ],
+)
+def test_who_gets_openmetrics(accept, wanted):
+    """Whoever prefers it, by weight and by a version that we write."""
+    assert wants_openmetrics(accept) is wanted
+
+
+def test_exponential_histograms_become_classic_ones():
+    """Where a view counts in exponential buckets, the scrape shows them by their bounds, with the right counts."""
+    registry = Registry()
+    provider = MeterProvider(
+        registry,
+        Resource({}),
+        views=[View(instrument_name="wait", aggregation=ExponentialBucketHistogramAggregation())],
+    )
+    exposition = Exposition(Exchange(registry).metrics)
+    wait = provider.get_meter("m").create_histogram("wait", "s")
+    for value in (0, 0.3, 1, 1, 40):
+        wait.record(value)
+    provider.get_meter("m").create_counter("after").add(1)
+
+    for openmetrics, parse in ((True, parse_openmetrics), (False, parse_text)):
+        read = samples(exposition.render(Resource({}), openmetrics=openmetrics), parse)
+        buckets = sorted(
+            (float(dict(labels)["le"]), sample.value)
+            for (name, labels), sample in read.items()
+            if name == "wait_seconds_bucket"
+        )
+        assert [count for _, count in buckets] == [1, 2, 4, 5, 5]
+        for value, (bound, _) in zip((0, 0.3, 1, 40), buckets, strict=False):
+            assert value <= bound <= value * 1.1
+        assert read["wait_seconds_count", frozenset()].value == 5
+        assert read["wait_seconds_sum", frozenset()].value == pytest.approx(42.3)
+        assert read["after_total", frozenset()].value == 1
+
+
+def test_names_of_samples_do_not_clash():
+    """A metric that is called like a sample of another one is left out, since it would cost the whole scrape."""
+    registry = Registry()
+    exposition = Exposition(Exchange(registry).metrics)
+    meter = MeterProvider(registry, Resource({})).get_meter("m")
+    meter.create_histogram("wait").record(1)
+    meter.create_gauge("wait.count").set(7)
+    meter.create_counter("sold").add(1)
+    meter.create_gauge("sold.total").set(9)
+    meter.create_gauge("target.info").set(9)
+
+    for openmetrics, parse in ((True, parse_openmetrics), (False, parse_text)):
+        read = samples(exposition.render(Resource({}), openmetrics=openmetrics), parse)
+        assert (read["wait_count", frozenset()].value, read["sold_total", frozenset()].value) == (1, 1)
+        assert read["target_info", frozenset()].value == 1
+
+
+def test_an_exemplar_stays_until_a_newer_one_comes(telemetry):
+    """Every scrape shows the newest example of a bucket, however many scrapes there are."""
+    with measure("load"):
+        pass
+    for _ in range(2):
+        text = telemetry.runtime.exposition.render(telemetry.runtime.resource, openmetrics=True)
+        assert f"{telemetry.span('load').context.trace_id:032x}" in text
+
+
+def test_a_description_is_escaped():
+    """Quotes, backslashes and line ends in a description come back as they were, in both formats."""
+    registry = Registry()
+    exposition = Exposition(Exchange(registry).metrics)
+    hostile = 'a"b\\c\nd # {e}'
+    MeterProvider(registry, Resource({})).get_meter("m").create_gauge("g", description=hostile).set(1)
+    for openmetrics, parse in ((True, parse_openmetrics), (False, parse_text)):
+        text = exposition.render(Resource({}), openmetrics=openmetrics)
+        assert [family.documentation for family in parse(text) if family.name == "g"] == [hostile]
+
+
+def test_prometheus_own_checker_reads_it(telemetry, promtool_binary):
+    """`promtool check metrics` parses the text format, and only finds taste to complain of."""
+    with measure("load", category="x") as op:
+        op.items = 7
+    catalogue.counter("promtool.test", unit="{item}", attributes=("who",), about="About").add(1, who='a"b\\c\nd')
+    text = telemetry.runtime.exposition.render(telemetry.runtime.resource)
+    done = subprocess.run(
+        [promtool_binary, "check", "metrics"], input=text, capture_output=True, text=True, check=False, timeout=30
+    )
+    # 3 is what it answers to names that it would choose otherwise.
+    assert done.returncode in {0, 3}, done.stderr
+    assert "error while" not in done.stderr
