@@ -1,0 +1,154 @@
+"""The figures that must be reached: what each is made of, and its target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from tests.benchmarks.serving import Load
+
+__all__ = ["FIGURES", "Figure", "MissingError", "Results", "added", "ratio"]
+
+
+class MissingError(Exception):
+    """A figure cannot be told, since one of its parts could not be measured; the message says which and why."""
+
+
+@dataclass(slots=True)
+class Results:
+    """All that one run measured. Lists hold one value for each round."""
+
+    #: Scenario and headers -> microseconds of CPU per request.
+    cpu: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    #: Scenario and variant (`5 routes`, `200 routes`, `context`) -> calls as `Count.as_dict` tells them.
+    calls: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    #: Subject and whether it was measured -> the same.
+    subjects: dict[tuple[str, bool], dict[str, Any]] = field(default_factory=dict)
+    #: Name in `micro.MICRO` -> nanoseconds.
+    micro: dict[str, list[float]] = field(default_factory=dict)
+    #: Name in `micro.MEMORY` -> bytes.
+    memory: dict[str, float] = field(default_factory=dict)
+    #: Scenario -> stretches of load.
+    load: dict[str, list[Load]] = field(default_factory=dict)
+    #: Scenario and headers -> instructions per request, where the machine counts them.
+    instructions: dict[str, float] = field(default_factory=dict)
+    #: Scenario -> spans that arrived for each request made.
+    delivered: dict[str, float] = field(default_factory=dict)
+    #: What could not be measured -> why.
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def _middle(self, rounds: list[float] | None, name: str) -> float:
+        if not rounds:
+            raise MissingError(self.failed.get(name, f"{name} was not measured"))
+        return median(rounds)
+
+    def cpu_us(self, scenario: str, headers: str = "plain") -> float:
+        """The median of a scenario's rounds."""
+        return self._middle(self.cpu.get((scenario, headers)), scenario)
+
+    def micro_ns(self, name: str) -> float:
+        """The median of one small thing."""
+        return self._middle(self.micro.get(name), name)
+
+    def per_s(self, scenario: str) -> float:
+        """The median of requests in a second at a real server."""
+        return self._middle([each.per_s for each in self.load.get(scenario, ())], f"server of {scenario}")
+
+    def share(self, scenario: str) -> float:
+        """Requests in a second of the server's core against the bare app's, compared within each round."""
+        self.per_s(scenario), self.per_s("bare")  # raises where one of them is missing
+        pairs = zip(self.load[scenario], self.load["bare"], strict=False)
+        return median(mine.per_core_s / bare.per_core_s for mine, bare in pairs)
+
+    def busy(self) -> float | None:
+        """The share of its core that the usual server got under load; well below 1 others had it."""
+        told = [each.busy for stretches in self.load.values() for each in stretches]
+        return median(told) if told else None
+
+    def count(self, scenario: str, variant: str) -> int:
+        """Calls per request."""
+        found = self.calls.get((scenario, variant))
+        if found is None:
+            raise MissingError(self.failed.get(scenario, f"{scenario} was not counted"))
+        return int(found["usual"])
+
+
+def added(results: Results, scenario: str, headers: str = "plain") -> float:
+    """Microseconds of CPU that a scenario adds to the bare app, compared within each round."""
+    results.cpu_us(scenario, headers), results.cpu_us("bare", headers)  # raises where one of them is missing
+    pairs = zip(results.cpu[scenario, headers], results.cpu["bare", headers], strict=False)
+    return median(mine - bare for mine, bare in pairs)
+
+
+def ratio(results: Results, scenario: str, peer: str) -> float:
+    """What one scenario adds, as a share of what another adds."""
+    base = added(results, peer)
+    if base <= 0:
+        raise MissingError(f"{peer} adds nothing that can be measured here ({base:.1f} us)")
+    return added(results, scenario) / base
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One line of the table: its target, which measurements it needs, how it is worked out."""
+
+    name: str
+    target: float
+    about: str
+    #: Kind of measurement (`calls`, `cpu`, `micro`, `load`) and what is measured.
+    kind: str
+    of: tuple[str, ...]
+    value: Callable[[Results], float]
+    #: Most of them are costs; this one is a share that must stay.
+    at_least: bool = False
+
+    def met(self, value: float) -> bool:
+        """Whether the value reaches the target."""
+        return value >= self.target if self.at_least else value <= self.target
+
+
+def _calls(name: str, target: float, variant: str, about: str) -> Figure:
+    return Figure(
+        name, target, about, "calls", ("bare", "ours"),
+        lambda results: results.count("ours", variant) - results.count("bare", variant),
+    )  # fmt: skip
+
+
+def _cpu(name: str, target: float, peer: str, about: str, scenario: str = "ours") -> Figure:
+    return Figure(name, target, about, "cpu", ("bare", scenario, peer), lambda results: ratio(results, scenario, peer))
+
+
+def _micro(name: str, target: float, ours: str, peer: str, about: str) -> Figure:
+    return Figure(
+        name, target, about, "micro", (ours, peer), lambda results: results.micro_ns(ours) / results.micro_ns(peer)
+    )
+
+
+_ALL = (
+    _calls("calls_5_routes", 40, "5 routes", "Python calls added to a request, 5 routes"),
+    _calls("calls_200_routes", 40, "200 routes", "Python calls added to a request, 200 routes"),
+    _calls("calls_full_context", 60, "context", "Python calls added with traceparent, tracestate and baggage"),
+    _cpu("cpu_vs_stock", 1 / 10, "contrib", "CPU added / what FastAPIInstrumentor on the stock SDK adds"),
+    _cpu("cpu_vs_native", 1 / 6, "native_stock", "CPU added / what FastAPI's own telemetry on the stock SDK adds"),
+    _cpu("cpu_vs_pfi", 1 / 2, "pfi", "CPU added / what prometheus-fastapi-instrumentator (metrics only) adds"),
+    Figure(
+        "uvicorn_share", 0.85, "requests/s of a uvicorn worker that has a core / without measurement", "load",
+        ("bare", "ours", "native_stock", "contrib"), lambda results: results.share("ours"),
+        at_least=True,
+    ),
+    _micro("span_vs_stock", 1 / 8, "span_ours", "span_stock", "span start + 5 attributes + end / stock SDK"),
+    _micro(
+        "record_vs_stock", 1 / 15, "record_ours", "record_stock",
+        "bound histogram record, folds included / stock Histogram.record",
+    ),
+    _micro(
+        "record_vs_prometheus", 1 / 2, "record_ours", "record_prometheus",
+        "bound histogram record, folds included / prometheus_client observe",
+    ),
+    _micro("encode_vs_stock", 1 / 6, "encode_ours", "encode_stock", "encoding one span / stock encoder"),
+    _cpu("unsampled_vs_sampled", 1 / 2, "ours", "unsampled request, metrics on / sampled request", "ours_unsampled"),
+)  # fmt: skip
+
+FIGURES: dict[str, Figure] = {figure.name: figure for figure in _ALL}
