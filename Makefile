@@ -1,12 +1,13 @@
 # `make demo` and `make test` are all that a newcomer needs: each sets up what it needs by itself.
 PYTHON ?= python3
 VENV ?= .venv
+BENCH_VENV ?= .venv-bench
 BIN := $(VENV)/bin
 ARGS ?=
 # Where nothing may be missing, neither may coverage.
 COVERED := $(if $(filter all,$(OTEL_PERF_REQUIRE)),95,0)
 
-.PHONY: help demo test test-all tools stack check lint locks clean
+.PHONY: help demo test test-all bench tools stack check lint locks clean
 
 help:  ## Shows this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +25,9 @@ test: $(VENV)/.dev  ## All tests, types, style and import direction. Servers tha
 
 test-all: $(VENV)/.dev  ## The tests on each supported Python that this machine has.
 	requirements/each-python $(ARGS)
+
+bench: $(BENCH_VENV)/.bench  ## What it costs, ours and peers, in one run: make bench ARGS="--json", "--only NAME", "--help".
+	@$(BENCH_VENV)/bin/python -m tests.benchmarks $(ARGS)
 
 tools:  ## The real servers that the tests and the stack use (Go, otelcol, Jaeger, Debian packages).
 	$(PYTHON) collector/tools.py install
@@ -62,4 +66,12 @@ $(VENV)/.dev: requirements/dev.lock pyproject.toml $(BIN)/uv
 	@echo "Installing what development needs"
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements/dev.lock
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# The peers live in an environment of their own: they are never dependencies, and they patch what they find.
+$(BENCH_VENV)/.bench: requirements/bench.lock pyproject.toml $(BIN)/uv
+	@echo "Making the environment of the benchmarks in $(BENCH_VENV)"
+	@test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
+	@VIRTUAL_ENV=$(BENCH_VENV) $(BIN)/uv pip sync --quiet --require-hashes requirements/bench.lock
+	@VIRTUAL_ENV=$(BENCH_VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

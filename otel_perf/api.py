@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from opentelemetry import metrics, trace
-from opentelemetry.context import Context
+from opentelemetry.sdk.metrics.view import View
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor
 from opentelemetry.sdk.trace import sampling as stock_sampling
 
 from otel_perf import catalogue, guard
@@ -16,13 +17,17 @@ from otel_perf import conventions as c
 from otel_perf._version import __version__
 from otel_perf.insight import live
 from otel_perf.settings import Settings
-from otel_perf.telemetry import exporter, logs, runtime, sdk, transport
-from otel_perf.telemetry.exporter import MetricSender, SpanSender
+from otel_perf.telemetry import group, late, logs, provider, runtime, sampling, sdk, transport
+from otel_perf.telemetry.exporter import SpanSender
 from otel_perf.telemetry.meter import MeterProvider, Readers
+from otel_perf.telemetry.metric_sender import MetricSender
 from otel_perf.telemetry.mirror import Mirror
 from otel_perf.telemetry.pipeline import Joined, Part, Pipeline, Ticker
+from otel_perf.telemetry.provider import TracerProvider
 from otel_perf.telemetry.runtime import Runtime
 from otel_perf.telemetry.series import Observe, Registry
+from otel_perf.telemetry.tracer import SwitchedSampler
+from otel_perf.telemetry.workers import Exchange
 
 __all__ = ["configure", "flush", "shutdown"]
 
@@ -36,51 +41,48 @@ _ours: list[object] = []
 
 
 class _Relay(SpanProcessor):
-    """Hands spans of any provider of ours, old ones included, to the sender that is in force."""
+    """Hands spans to whoever is in force; it stands in the provider once and for all."""
 
-    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """Nothing is done when a span starts."""
+    def hand_to(self, part: SpanSender | late.Late | None) -> None:
+        """From now on spans go there. Put in place of the method: to pass them on would be a call for each span."""
+        self.on_end = self._drop if part is None else part.on_end  # type: ignore[method-assign]  # see above
 
     def on_end(self, span: ReadableSpan) -> None:
-        in_force = runtime.current
-        if in_force is not None and in_force.sender is not None:
-            in_force.sender.on_end(span)
+        """Nobody wants them yet."""
+
+    def _drop(self, span: ReadableSpan) -> None:
+        """Nobody wants them any more."""
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         in_force = runtime.current
         return in_force is None or in_force.sender is None or in_force.sender.flush(timeout_millis / 1000)
 
 
-class _InForce(stock_sampling.Sampler):
-    """Asks the sampler of the runtime in force, so that tracers which libraries hold follow each `configure`."""
-
-    def should_sample(self, *args: Any, **kwargs: Any) -> stock_sampling.SamplingResult:
-        in_force = runtime.current
-        sampler = stock_sampling.ALWAYS_OFF if in_force is None else in_force.sampler
-        return sampler.should_sample(*args, **kwargs)
-
-    def get_description(self) -> str:
-        in_force = runtime.current
-        return "off" if in_force is None else in_force.sampler.get_description()
-
-
 _relay = _Relay()
+# Its target is the sampler in force, so that tracers which libraries hold follow each `configure`.
+_sampler = SwitchedSampler(stock_sampling.ALWAYS_OFF)
 # Libraries hold tracers as well: there is one provider of ours, made when it is first wanted.
 _provider: TracerProvider | None = None
 
 
-def configure(service_name: str | None = None, **settings: Any) -> Settings:
+def configure(service_name: str | None = None, *, views: Sequence[View] = (), **settings: Any) -> Settings:
     """Starts measuring and answers the settings in force. No argument is required.
 
     Called again it replaces what was configured before, span processors that were added to its provider included;
     counts start anew. Where the application has an OpenTelemetry provider already it is joined: spans go through that
     provider, whose resource is ours then but for what is set here, and metrics are passed on to it.
 
+    Args:
+        service_name: the name of the service on every span and metric.
+        views: OpenTelemetry views, for what other readers than the page get of metrics.
+        settings: any other setting by its name; docs/settings.md has them all.
+
     Raises:
         SettingsError: for a setting that cannot be used; the message says what to do.
     """
     loaded = Settings.load(service_name=service_name, **settings)
     transport.check(loaded)
+    sampling.check(loaded)
     shutdown()
     _registry.reset()
     guard.strict = loaded.strict
@@ -90,20 +92,28 @@ def configure(service_name: str | None = None, **settings: Any) -> Settings:
     joined = _joined()
     resource = _resource(loaded, joined)
     tracer_provider, span_part = _tracer_provider(loaded, resource, joined)
-    meter_provider, metric_part = _meter_provider(loaded, resource)
+    meter_provider, metric_part = _meter_provider(loaded, resource, views)
     parts: list[Part] = [part for part in (metric_part, span_part) if part is not None]
-    pipeline = Pipeline([*parts, Readers(meter_provider)], loaded.flush_timeout_s)
+    exchange = Exchange(_registry, group.find(loaded), viewed=bool(views))
+    pipeline = Pipeline([*parts, Readers(meter_provider), exchange], loaded.flush_timeout_s)
+    sender = span_part if isinstance(span_part, SpanSender) else None
+    held = None if sender is None else late.late(loaded, sender.put)
     made = Runtime(
-        loaded, _registry, tracer_provider.get_tracer(c.SCOPE, __version__, c.SCHEMA_URL), pipeline,
+        loaded, _registry, provider.over(tracer_provider, c.SCOPE, __version__, c.SCHEMA_URL), pipeline,
         tracer_provider=tracer_provider, meter_provider=meter_provider, resource=resource,
-        sender=span_part if isinstance(span_part, SpanSender) else None, sampler=_sampler(loaded),
+        sender=sender, sampler=sampling.sampler(loaded, record=held is not None), late=held,
+        exchange=exchange,
     )  # fmt: skip
     pipeline.on_fork(lambda: _after_fork(made))
     pipeline.on_end(lambda: _say_what_was_lost(made))
+    if loaded.handle_signals:
+        pipeline.handle_signals()
     _observe_ourselves(made, metric_part)
     catalogue.attach(made)
     live.attach(made)
     runtime.install(made)
+    _relay.hand_to(held or sender)
+    _sampler.target = made.sampler
     logs.correlate(loaded.log_correlation)
     return loaded
 
@@ -121,6 +131,8 @@ def shutdown(timeout_s: float | None = None) -> bool:
         return True
     done = in_force.pipeline.shutdown(timeout_s)
     runtime.install(None)
+    _sampler.target = stock_sampling.ALWAYS_OFF
+    _relay.hand_to(None)
     logs.correlate(False)
     return done
 
@@ -143,17 +155,6 @@ def _resource(settings: Settings, joined: trace.TracerProvider | None) -> Resour
     return Resource.create(own)
 
 
-def _sampler(settings: Settings) -> stock_sampling.Sampler:
-    ratio = stock_sampling.TraceIdRatioBased(settings.sample_ratio)
-    roots: dict[str, stock_sampling.Sampler] = {
-        "always_on": stock_sampling.ALWAYS_ON,
-        "always_off": stock_sampling.ALWAYS_OFF,
-        "traceidratio": ratio,
-    }
-    root = roots[settings.sampler.removeprefix("parentbased_")]
-    return stock_sampling.ParentBased(root) if settings.sampler.startswith("parentbased_") else root
-
-
 def _joined() -> trace.TracerProvider | None:
     present = trace.get_tracer_provider()
     return None if isinstance(present, trace.ProxyTracerProvider) or present in _ours else present
@@ -165,6 +166,8 @@ def _tracer_provider(
     endpoint = transport.traces_endpoint(settings)
     if joined is not None:
         _log.info("otel_perf: joined the application's own %s", type(joined).__name__)
+        if settings.sample_rules or late.Keep.of(settings) is not None:
+            _log.warning("otel_perf: that provider has its own sampler: sample_rules and keep_* do nothing there")
         if endpoint:
             _log.warning(
                 "otel_perf: spans go to the application's own %s and not to %s: give that provider an exporter, "
@@ -178,28 +181,27 @@ def _tracer_provider(
         trace.set_tracer_provider(made)
     if not endpoint:
         return made, None
-    exporter.quieten()
-    make = transport.span_exporter(settings, endpoint)
-    return made, SpanSender(make, settings.queue_size, settings.span_interval_s)
+    make = transport.span_way(settings, endpoint)
+    return made, SpanSender(make, settings.queue_size, settings.span_interval_s, settings.queue_size_bytes)
 
 
 def _own_provider(resource: Resource) -> TracerProvider:
     global _provider
     if _provider is None:
         limits = SpanLimits(max_attribute_length=2048)
-        _provider = TracerProvider(_InForce(), resource, shutdown_on_exit=False, span_limits=limits)
+        _provider = TracerProvider(_sampler, resource, shutdown_on_exit=False, span_limits=limits)
         _ours.append(_provider)
     sdk.reset_provider(_provider, resource, _relay)
     return _provider
 
 
-def _meter_provider(settings: Settings, resource: Resource) -> tuple[MeterProvider, Part]:
-    made = MeterProvider(_registry, resource, settings.exemplars)
+def _meter_provider(settings: Settings, resource: Resource, views: Sequence[View]) -> tuple[MeterProvider, Part]:
+    made = MeterProvider(_registry, resource, settings.exemplars, views)
     present = metrics.get_meter_provider()
     if not sdk.is_proxy(present) and present not in _ours:
         _log.info("otel_perf: metrics are passed on to the application's own %s", type(present).__name__)
         mirror = Mirror(present)
-        _registry.cursor(mirror.cell)
+        _registry.cursor(mirror.cell, raw=True)
         return made, Joined(present, Ticker("fold", _FOLD_EVERY_S, lambda: _pass_on(mirror)))
     _ours.append(made)
     if sdk.is_proxy(present):
@@ -207,8 +209,7 @@ def _meter_provider(settings: Settings, resource: Resource) -> tuple[MeterProvid
     endpoint = transport.metrics_endpoint(settings)
     if not endpoint:
         return made, Ticker("fold", _FOLD_EVERY_S, _registry.fold_all)
-    exporter.quieten()
-    make = transport.metric_exporter(settings, endpoint)
+    make = transport.metric_way(settings, endpoint)
     return made, MetricSender(make, _registry, lambda: made.resource, settings.metric_interval_s)
 
 
@@ -223,8 +224,10 @@ def _observe_ourselves(to: Runtime, metric_part: Part) -> None:
 
     def dropped() -> list[tuple[int, dict[str, str]]]:
         lost = [(n, {"signal": "traces", "reason": why}) for why, n in list(sender.lost.items())] if sender else []
+        if to.late is not None:
+            lost += [(n, {"signal": "traces", "reason": why}) for why, n in list(to.late.lost.items())]
         if isinstance(metric_part, MetricSender):
-            lost.append((metric_part.lost, {"signal": "metrics", "reason": "export_failed"}))
+            lost += [(n, {"signal": "metrics", "reason": why}) for why, n in list(metric_part.lost.items())]
         return lost
 
     observed: list[tuple[c.Metric, Observe]] = [
@@ -237,6 +240,12 @@ def _observe_ourselves(to: Runtime, metric_part: Part) -> None:
             (c.SPANS_DELIVERED, lambda: [(sender.delivered, plain)]),
             (c.QUEUE_SIZE, lambda: [(sender.queued, plain)]),
             (c.QUEUE_CAPACITY, lambda: [(sender.capacity, plain)]),
+        ]
+    held = to.late
+    if held is not None:
+        observed += [
+            (c.LATE_HELD, lambda: [(held.held, plain)]),
+            (c.LATE_KEPT, lambda: [(count, {c.KEPT_BY: why}) for why, count in list(held.kept.items())]),
         ]
     for metric, observe in observed:
         to.instrument(metric).observers.append(observe)
@@ -255,6 +264,8 @@ def _say_what_was_lost(of: Runtime) -> None:
 def _after_fork(of: Runtime) -> None:
     # The same objects start anew in place: libraries hold tracers and instruments of them.
     _registry.after_fork()
+    if of.late is not None:
+        of.late.after_fork()
     own_id = Resource({"service.instance.id": sdk.instance_id()})
     of.resource = of.meter_provider.resource = of.resource.merge(own_id)
     if of.tracer_provider in _ours:

@@ -87,6 +87,8 @@ STEP_NAME = "operation.name"
 STEP_CATEGORY = "operation.category"
 STEP_ITEMS = "operation.items"
 
+KEPT_BY = "otel_perf.kept_by"  # on a local root that was not sampled: the late rule that kept it
+
 # Buckets: the conventions' own bounds and every bound that a promise needs (an SLO threshold must be one of them) -----
 
 _REQUEST_S = (
@@ -177,13 +179,15 @@ SPANS_DELIVERED = Metric("otel_perf.spans.delivered", "{span}", "counter", "Span
 DROPPED = Metric("otel_perf.dropped", "{item}", "counter", "Items lost, by signal and reason.", ("signal", "reason"))
 QUEUE_SIZE = Metric("otel_perf.queue.size", "{span}", "gauge", "Spans that wait to be sent.")
 QUEUE_CAPACITY = Metric("otel_perf.queue.capacity", "{span}", "gauge", "Spans that the queue can hold.")
+LATE_HELD = Metric("otel_perf.late.held", "{span}", "gauge", "Unsampled spans that wait for a late rule.")
+LATE_KEPT = Metric("otel_perf.late.kept", "{trace}", "counter", "Traces that a late rule kept.", (KEPT_BY,))
 INTERNAL_ERRORS = Metric("otel_perf.internal_errors", "{error}", "counter", "Faults of otel_perf, kept from the app.")
 
 METRICS: tuple[Metric, ...] = (
     REQUEST_DURATION, REQUESTS_ACTIVE, QUERY_DURATION, QUERY_SLOW, POOL_COUNT, POOL_MAX, CACHE_DURATION,
     HTTP_CLIENT_DURATION, EXTERNAL_DURATION, JOB_DURATION, JOBS_ACTIVE, JOB_ITEM_COUNT, JOB_LAST_SUCCESS,
     STEP_DURATION, STEP_ITEM_COUNT, *WEB_VITALS, SPANS_MADE, SPANS_DELIVERED, DROPPED, QUEUE_SIZE, QUEUE_CAPACITY,
-    INTERNAL_ERRORS,
+    LATE_HELD, LATE_KEPT, INTERNAL_ERRORS,
 )  # fmt: skip
 
 # The open catalogue --------------------------------------------------------------------------------------------------

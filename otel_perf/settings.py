@@ -160,9 +160,11 @@ class Settings:
         values.text, "The same for metrics alone.", default=None, standard="OTEL_EXPORTER_OTLP_METRICS_CLIENT_KEY"
     )
     compression: str = _setting(
-        values.choice("none", "gzip"), "Compression of exports.", default="gzip",
+        values.choice("auto", "gzip", "none"),
+        "Compression of exports; `auto` is gzip, and none to an endpoint on this machine, where it saves nothing.",
+        default="auto",
         standard="OTEL_EXPORTER_OTLP_COMPRESSION",
-    )  # fmt: skip
+    )
     export_timeout_s: float = _setting(
         values.number(0.1, _LONGEST_EXPORT_S),
         "Longest time for one export, retries included; in the standard variable more than 300 is milliseconds.",

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-__all__ = ["SettingsError", "checked", "find", "opted_in", "parse"]
+__all__ = ["SettingsError", "checked", "find", "opted_in", "parse", "standard"]
 
 _toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
@@ -103,6 +103,11 @@ def find(
     if name in table:
         return table[name], f"{name} in [tool.otel_perf]"
     return None
+
+
+def standard(variable: str) -> str:
+    """The value of a standard variable that is no setting of ours; empty where it is not set."""
+    return os.environ.get(variable, "").strip()
 
 
 def parse(each: Any, value: object, source: str) -> object:

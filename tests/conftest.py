@@ -11,14 +11,11 @@ from typing import Any
 import pytest
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import otel_perf
 from otel_perf import guard
-from otel_perf.telemetry import operation, runtime
+from otel_perf.telemetry import operation
+from otel_perf.testing import Captured
 
 pytest_plugins = ["tests.servers"]
 
@@ -43,66 +40,32 @@ def _nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("OTEL_PERF_STRICT", "true")
     monkeypatch.setattr(guard, "strict", True)
     monkeypatch.setattr(guard, "errors", 0)
+    before = set(threading.enumerate())  # those of fixtures that serve a whole module
     yield
     otel_perf.shutdown()
     assert operation.current() is None, "an operation was left current"
     assert trace.get_current_span(otel_context.get_current()) is trace.INVALID_SPAN, "a span was left current"
-    assert not _threads(), f"threads were left running: {_threads()}"
+    left = _threads(before)
+    assert not left, f"threads were left running: {left}"
 
 
-def _threads() -> list[str]:
+def _threads(before: set[threading.Thread]) -> list[str]:
+    left: list[str] = []
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
-        left = [each.name for each in threading.enumerate() if each.name.startswith("otel_perf")]
+        left = [t.name for t in threading.enumerate() if t.name.startswith("otel_perf") and t not in before]
         if not left:
             break
         time.sleep(0.01)
     return left
 
 
-class Telemetry:
-    """A configured otel_perf whose spans and metrics are kept in memory."""
-
-    def __init__(self, **settings: Any) -> None:
-        self._settings = settings
-        self.restart()
+class Telemetry(Captured):
+    """What `otel_perf.testing.capture` gives, and a way to configure anew."""
 
     def restart(self, **settings: Any) -> None:
         """Configures anew, with other settings."""
-        otel_perf.configure(**{"service_name": "test", **self._settings, **settings})
-        in_force = runtime.current
-        assert in_force is not None
-        self.runtime = in_force
-        self._exporter = InMemorySpanExporter()
-        in_force.tracer_provider.add_span_processor(SimpleSpanProcessor(self._exporter))  # type: ignore[attr-defined]
-        self._reader = InMemoryMetricReader()
-        in_force.meter_provider.add_metric_reader(self._reader)
-
-    @property
-    def spans(self) -> list[ReadableSpan]:
-        """All spans that ended, in the order of their end."""
-        return list(self._exporter.get_finished_spans())
-
-    def span(self, name: str) -> ReadableSpan:
-        """The one span of this name."""
-        found = [each for each in self.spans if each.name == name]
-        assert len(found) == 1, f"{len(found)} spans named {name!r} among {[each.name for each in self.spans]}"
-        return found[0]
-
-    def metrics(self) -> dict[str, list[Any]]:
-        """Metric name -> points, of all scopes."""
-        data = self._reader.get_metrics_data()
-        metrics: dict[str, list[Any]] = {}
-        for resource in data.resource_metrics if data else ():
-            for scope in resource.scope_metrics:
-                for metric in scope.metrics:
-                    metrics.setdefault(metric.name, []).extend(metric.data.data_points)
-        return metrics
-
-    def points(self, name: str, **attributes: Any) -> list[Any]:
-        """The points of a metric whose attributes include these; write `.` in a key as `__`."""
-        wanted = {key.replace("__", "."): value for key, value in attributes.items()}
-        return [p for p in self.metrics().get(name, []) if wanted.items() <= dict(p.attributes).items()]
+        self._start(**settings)
 
 
 @pytest.fixture

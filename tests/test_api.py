@@ -26,7 +26,7 @@ import otel_perf
 from otel_perf import api, guard, measure
 from otel_perf import conventions as c
 from otel_perf.settings import Settings, SettingsError
-from otel_perf.telemetry import runtime, sdk
+from otel_perf.telemetry import runtime, sampling, sdk
 from tests.telemetry.receiver import dead, receiver, silent
 
 ROOT = Path(__file__).parent.parent
@@ -119,7 +119,7 @@ def test_the_resource_says_who_and_where():
 )  # fmt: skip
 def test_samplers(name, kind, sampled):
     """Each name is the sampler that the specification means by it."""
-    made = api._sampler(Settings(sampler=name, sample_ratio=0.0))
+    made = sampling.sampler(Settings(sampler=name, sample_ratio=0.0))
     assert isinstance(made, (ParentBased, TraceIdRatioBased)) or "Static" in type(made).__name__
     decision = made.should_sample(None, 1, "n").decision
     assert decision.is_sampled() is sampled

@@ -7,13 +7,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import pytest
 from opentelemetry import trace
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -23,8 +21,9 @@ import otel_perf
 from examples.sink import Sink
 from otel_perf import measure
 from otel_perf.settings import Settings
-from otel_perf.telemetry import runtime, transport
-from tests.telemetry.receiver import Receiver, receiver
+from otel_perf.telemetry import runtime, transport, ways
+from otel_perf.testing import FakeCollector
+from tests.telemetry.receiver import receiver
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -162,16 +161,16 @@ def test_protocols_may_differ(monkeypatch):
     settings = Settings.load(endpoint="http://127.0.0.1:9")
     assert transport.traces_endpoint(settings) == "http://127.0.0.1:9"
     assert transport.metrics_endpoint(settings) == "http://127.0.0.1:9/v1/metrics"
-    spans = transport.span_exporter(settings, "http://127.0.0.1:9")()
-    assert "grpc" in type(spans).__module__
-    spans.shutdown()
+    spans = transport.span_way(settings, "http://127.0.0.1:9")()
+    assert isinstance(spans, ways.StockSpans)
+    spans.close()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "grpc")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
     settings = Settings.load(endpoint="http://127.0.0.1:9")
-    metrics = transport.metric_exporter(settings, "http://127.0.0.1:9")()
-    assert "grpc" in type(metrics).__module__
-    metrics.shutdown()
-    assert "http" in type(transport.span_exporter(settings, "http://127.0.0.1:9/v1/traces")()).__module__
+    metrics = transport.metric_way(settings, "http://127.0.0.1:9")()
+    assert isinstance(metrics, ways.StockMetrics)
+    metrics.close()
+    assert isinstance(transport.span_way(settings, "http://127.0.0.1:9/v1/traces")(), ways.HttpSpans)
 
 
 def test_headers_of_a_signal_win_over_the_general_ones(monkeypatch):
@@ -212,26 +211,15 @@ def test_a_proxy_of_the_environment_is_not_asked_for_loopback(monkeypatch, host)
 def test_a_proxy_of_the_environment_is_not_asked_for_loopback_by_grpc(monkeypatch):
     """The gRPC channel connects directly as well."""
     _proxied(monkeypatch)
-    kept = Receiver()
-
-    class Traces(trace_service_pb2_grpc.TraceServiceServicer):
-        def Export(self, request, context):  # noqa: N802  # the protocol's own name
-            kept.take_traces(request)
-            return trace_service_pb2.ExportTraceServiceResponse()
-
-    server = grpc.server(ThreadPoolExecutor(1))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Traces(), server)
-    address = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    server.start()
-    try:
-        otel_perf.configure(service_name="t", traces_endpoint=address, protocol="grpc", export_timeout_s=5)
+    with FakeCollector() as collector:
+        otel_perf.configure(
+            service_name="t", traces_endpoint=collector.grpc_endpoint, protocol="grpc", export_timeout_s=5
+        )
         with measure("work"):
             pass
         assert otel_perf.flush()
         otel_perf.shutdown()
-    finally:
-        server.stop(0).wait()
-    assert [span.name for _, span in kept.spans] == ["work"]
+    assert [each.name for each in collector.spans] == ["work"]
 
 
 @pytest.mark.parametrize(
@@ -243,13 +231,13 @@ def test_a_proxy_of_the_environment_is_not_asked_for_loopback_by_grpc(monkeypatc
         ("http://collector", False),
     ],
 )
-def test_only_loopback_is_direct(endpoint, direct):
-    """Elsewhere the environment's proxy is what the operator wants."""
-    http = transport._by_http(Settings(), endpoint, {})
-    assert ("session" in http) is direct
-    by_grpc = transport._by_grpc(Settings(), endpoint, {})
+def test_only_loopback_is_direct(monkeypatch, endpoint, direct):
+    """Elsewhere the environment's proxy is what the operator wants, and compression is worth its time."""
+    _proxied(monkeypatch)
+    assert (transport._proxy(endpoint) is None) is direct
+    by_grpc = transport._by_grpc(Settings(), "traces", endpoint)
     assert ("channel_options" in by_grpc) is direct
-    assert by_grpc["compression"] is grpc.Compression.Gzip
+    assert by_grpc["compression"] is (grpc.Compression.NoCompression if direct else grpc.Compression.Gzip)
 
 
 REFUSED = """

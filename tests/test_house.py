@@ -23,12 +23,16 @@ TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, tex
 
 # Modules whose test has another stem, because they are parts of one thing that is tested whole.
 TESTED_ELSEWHERE = {
+    "otel_perf/telemetry/containers.py": "test_span",
+    "otel_perf/telemetry/current_span.py": "test_span",
+    "otel_perf/telemetry/lean.py": "test_sdk",
     "otel_perf/_version.py": "test_house",
     "otel_perf/cli/__init__.py": "test_commands",
     "otel_perf/cli/__main__.py": "test_commands",
     "otel_perf/sources.py": "test_settings",
     "otel_perf/statements.py": "test_redaction",
     "otel_perf/integrations/commands.py": "test_redis",
+    "otel_perf/integrations/foreign.py": "test_engines",
     "otel_perf/integrations/headers.py": "test_asgi",
     "otel_perf/integrations/lookup.py": "test_redis",
     "otel_perf/integrations/native.py": "test_engines",
@@ -39,6 +43,12 @@ TESTED_ELSEWHERE = {
     "otel_perf/integrations/routes.py": "test_fastapi",
     "otel_perf/integrations/tracebacks.py": "test_fastapi",
     "otel_perf/integrations/upstream.py": "test_engines",
+    "otel_perf/testing/behaviour.py": "test_testing",
+    "otel_perf/testing/calls.py": "test_testing",
+    "otel_perf/testing/capture.py": "test_testing",
+    "otel_perf/testing/collector.py": "test_testing",
+    "otel_perf/testing/listener.py": "test_testing",
+    "otel_perf/testing/received.py": "test_testing",
 }
 
 

@@ -7,14 +7,17 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import otel_perf
 from otel_perf import conventions as c
-from tests.telemetry.receiver import dead, receiver, silent
+from otel_perf import measure
+from otel_perf.testing import FakeCollector, attributes, behaviour
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,12 +58,12 @@ SCRIPT = """
 @pytest.mark.parametrize("end", ["return", "fail"])
 def test_a_plain_script_loses_nothing_at_its_end(tmp_path, end):
     """Exit flushes what it recorded, nobody has to call anything, also when it ends by an error."""
-    with receiver() as kept:
+    with FakeCollector() as collector:
         script = SCRIPT if end == "return" else f"try:\n{textwrap.indent(SCRIPT, ' ')}\nexcept SystemExit:\n    pass\n"
-        ran = run(textwrap.dedent(script), end, cwd=tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=kept.url)
-    assert Counter((resource["service.name"], span.name) for resource, span in kept.spans) == {("script", "work"): 700}
-    assert kept.metric(c.STEP_DURATION.name).histogram.data_points[0].count == 700
-    assert kept.metric("shop.sold").sum.data_points[0].as_int == 1400
+        ran = run(textwrap.dedent(script), end, cwd=tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+    assert Counter((each.resource["service.name"], each.name) for each in collector.spans) == {("script", "work"): 700}
+    assert collector.metric(c.STEP_DURATION.name).points[0].count == 700
+    assert collector.metric("shop.sold").points[0].as_int == 1400
     assert (ran.stdout, ran.stderr) == ("", "")
 
 
@@ -71,16 +74,33 @@ def test_a_script_without_an_endpoint_ends_quietly(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("endpoint", ["dead", "hanging"])
-def test_a_script_ends_although_nobody_takes_its_spans(tmp_path, endpoint):
+@pytest.mark.parametrize("bad", [behaviour.refuse(), behaviour.hang(), behaviour.drip()], ids=["dead", "hang", "drip"])
+def test_a_script_ends_although_nobody_takes_its_spans(tmp_path, bad):
     """It comes back whatever the endpoint does, says in a line what was lost, and its exit status is its own."""
-    with silent() as hanging:
-        url = hanging if endpoint == "hanging" else dead()
-        ran = run(SCRIPT, "return", cwd=tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=url, OTEL_PERF_FLUSH_TIMEOUT_S="0.3")
+    with FakeCollector(bad) as collector:
+        told = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_PERF_FLUSH_TIMEOUT_S": "0.3"}
+        ran = run(SCRIPT, "return", cwd=tmp_path, **told)
     assert "Traceback" not in ran.stderr
-    ours = [line for line in ran.stderr.splitlines() if line.startswith("otel_perf: ")]
-    assert [line.split(" could")[0] for line in ours] in ([], ["otel_perf: 700 spans"])
-    assert len(ran.stderr.splitlines()) - len(ours) <= 1
+    said = ran.stderr.splitlines()
+    lost = [line for line in said if "could not be delivered" in line]
+    assert [line.split(" could")[0] for line in lost] in ([], ["otel_perf: 700 spans"])
+    assert len(said) - len(lost) <= 1  # why the endpoint took nothing
+
+
+@pytest.mark.parametrize("bad", [behaviour.hang(), behaviour.drip(), behaviour.slow(60)], ids=["hang", "drip", "slow"])
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_flush_and_shutdown_keep_their_time(protocol, bad):
+    """Whatever the collector does they come back, say that it was not delivered, and no thread stays behind."""
+    with FakeCollector(bad) as collector:
+        endpoint = collector.grpc_endpoint if protocol == "grpc" else collector.url
+        otel_perf.configure("shop", endpoint=endpoint, protocol=protocol, handle_signals=False)
+        with measure("work"):
+            pass
+        began = time.monotonic()
+        assert otel_perf.flush(0.3) is False
+        assert otel_perf.shutdown(0.3) is False
+        assert time.monotonic() - began < 5  # generous: it is about 60 seconds, not about milliseconds
+        assert collector.spans == []
 
 
 # Fork -----------------------------------------------------------------------------------------------------------------
@@ -144,8 +164,8 @@ FORK = """
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_forked_child_and_its_parent_send_their_own(tmp_path):
     """Own queue, counts from zero, an instance id of its own, no lock that nobody gives back; nothing twice."""
-    with receiver() as kept:
-        ran = run(FORK, kept.url, cwd=tmp_path)
+    with FakeCollector() as collector:
+        ran = run(FORK, collector.url, cwd=tmp_path)
     told = answer(ran)
     child = told["child"]
     assert child["first"]["tally"] == [0, 0, 0, 0]
@@ -155,18 +175,18 @@ def test_a_forked_child_and_its_parent_send_their_own(tmp_path):
     assert told["before"]["tally"] == [4, 0, 0, 4]
     assert told["done"]
     assert told["tally"] == [6, 6, 0, 0]
-    assert Counter((resource["service.instance.id"], span.name) for resource, span in kept.spans) == {
+    assert Counter((each.resource["service.instance.id"], each.name) for each in collector.spans) == {
         (child["id"], "child"): 2,
         (child["id"], "child of a library"): 1,
         (told["id"], "parent"): 4,
         (told["id"], "parent of a library"): 2,
     }
     calls = {
-        resource["service.instance.id"]: {
-            point.attributes[0].value.string_value: point.count for point in metric.histogram.data_points
+        each.resource["service.instance.id"]: {
+            attributes(point)["operation.name"]: point.count for point in each.points
         }
-        for resource, metric in kept.metrics
-        if metric.name == c.STEP_DURATION.name
+        for each in collector.metrics
+        if each.name == c.STEP_DURATION.name
     }
     assert calls == {child["id"]: {"child": 2}, told["id"]: {"parent": 4}}
     assert ran.stderr == ""
@@ -213,8 +233,8 @@ FORK_LATE = """
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_fork_in_the_middle_of_a_shutdown_hangs_nobody(tmp_path):
     """The child's work goes on, and no lock that another thread of the parent held stands in its way."""
-    with silent() as url:
-        ran = run(FORK_LATE, url, cwd=tmp_path)
+    with FakeCollector(behaviour.hang()) as collector:
+        ran = run(FORK_LATE, collector.url, cwd=tmp_path)
     assert answer(ran) in {3, 4}
 
 

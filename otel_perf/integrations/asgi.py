@@ -73,15 +73,19 @@ class Middleware:
             request.end(error)
             raise
         else:
-            request.end()
+            if not request.stopped:
+                request.end()
         finally:
             request.leave()
+            scope.pop(MARK, None)
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan" or _LIFESPAN_MARK in scope:
             await self.app(scope, receive, send)
             return
         scope[_LIFESPAN_MARK] = True
+        if runtime.current is not None:
+            runtime.current.pipeline.renew_signals()
 
         async def send_after_flush(message: Message) -> None:
             if message["type"] in _LIFESPAN_ENDS:

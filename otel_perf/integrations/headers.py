@@ -1,4 +1,4 @@
-"""What a request says of itself: one pass over its headers, and the span attributes that come of it.
+"""What a request says of itself: its headers, and the span attributes that come of them.
 
 Everything here is bytes of a stranger: nothing raises for them, and what is kept is bounded.
 """
@@ -6,13 +6,14 @@ Everything here is bytes of a stranger: nothing raises for them, and what is kep
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, MutableMapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from otel_perf import conventions as c
+from otel_perf import redaction
 
-__all__ = ["Seen", "attributes", "read", "well_formed"]
+__all__ = ["attributes", "joined", "well_formed"]
 
 # As long as the longest that a propagator reads.
 _MAX_CARRIED = 8192
@@ -20,15 +21,12 @@ _ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,253}))(?::([0-9]{1,5}))?")
 _PORTS = {"http": 80, "https": 443}
 
-
-class Seen(NamedTuple):
-    """The headers that are used."""
-
-    request_id: str | None
-    host: bytes | None
-    user_agent: bytes | None
-    #: The propagators' own headers; None where there are none of them.
-    carrier: dict[str, str] | None
+# Bound once: they are looked up for every request.
+_METHOD, _SCHEME, _PATH, _REQUEST_ID, _VERSION = (
+    c.HTTP_METHOD, c.URL_SCHEME, c.URL_PATH, c.REQUEST_ID, c.PROTOCOL_VERSION,
+)  # fmt: skip
+_AGENT, _CLIENT, _SERVER, _PORT = c.USER_AGENT, c.CLIENT_ADDRESS, c.SERVER_ADDRESS, c.SERVER_PORT
+_MAX_LENGTH = redaction.MAX_LENGTH
 
 
 def well_formed(value: bytes) -> str | None:
@@ -36,34 +34,20 @@ def well_formed(value: bytes) -> str | None:
     return value.decode("ascii") if _ID.fullmatch(value) is not None else None
 
 
-def read(pairs: Iterable[tuple[bytes, bytes]], fields: Mapping[bytes, str]) -> Seen:
-    """Reads headers in one pass; `fields` are the headers that the propagators ask for."""
-    given: bytes | None = None
-    host: bytes | None = None
-    agent: bytes | None = None
-    carrier: dict[str, str] | None = None
+def joined(pairs: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """The headers by their names, those that come more than once joined the way lists are.
+
+    A second traceparent makes the first invalid so, as the standard wants it; a second host or request id is as little
+    to be believed.
+    """
+    found: dict[bytes, bytes] = {}
     for name, value in pairs:
-        if name == b"host":
-            host = value
-        elif name == b"user-agent":
-            agent = value
-        elif name == b"x-request-id":
-            given = value
-        elif name in fields:
-            if carrier is None:
-                carrier = {}
-            _carry(carrier, fields[name], value)
-    return Seen(well_formed(given) if given is not None else None, host, agent, carrier)
-
-
-def _carry(carrier: dict[str, str], field: str, value: bytes) -> None:
-    text = value.decode("latin-1")
-    before = carrier.get(field)
-    if before is None:
-        carrier[field] = text
-    elif len(before) < _MAX_CARRIED:
-        # The way lists are combined. A second traceparent makes the first invalid, as the standard wants it.
-        carrier[field] = f"{before},{text}"
+        before = found.get(name)
+        if before is None:
+            found[name] = value
+        elif len(before) < _MAX_CARRIED:
+            found[name] = b"%s,%s" % (before, value)
+    return found
 
 
 @lru_cache(maxsize=256)
@@ -78,23 +62,50 @@ def _authority(host: bytes) -> tuple[str, int | None] | None:
     return (address or name).decode("ascii").lower(), number
 
 
-def attributes(scope: MutableMapping[str, Any], seen: Seen, scheme: str) -> dict[str, Any]:
-    """The span attributes of a request, not yet redacted."""
-    found: dict[str, Any] = {c.URL_PATH: scope["path"]}
-    query = scope.get("query_string")
+@lru_cache(maxsize=1024)
+def _address(address: object) -> str:
+    return redaction.text(str(address), 256)
+
+
+@lru_cache(maxsize=256)
+def _agent(user_agent: bytes) -> str:
+    return redaction.text(user_agent.decode("latin-1"))
+
+
+def attributes(
+    scope: MutableMapping[str, Any], seen: dict[bytes, bytes], labels: Sequence[Any], request_id: str | None
+) -> dict[str, Any]:
+    """The span attributes that a request starts with, redacted; `labels` are those of its duration."""
+    method, _, _, scheme, version, _ = labels
+    path: str = scope["path"]
+    found: dict[str, Any] = {
+        _METHOD: method,
+        _SCHEME: scheme,
+        _PATH: path if len(path) <= _MAX_LENGTH and path.isprintable() else redaction.text(path),
+        _REQUEST_ID: request_id,
+        _VERSION: version,
+    }
+    if version is None:
+        del found[_VERSION]
+    if method == "_OTHER":
+        found[c.HTTP_METHOD_ORIGINAL] = redaction.text(scope["method"])
+    query: bytes = scope.get("query_string")  # type: ignore[assignment]  # ASGI says bytes; an empty one counts as none
     if query:
-        found[c.URL_QUERY] = query.decode("latin-1")
-    if seen.user_agent is not None:
-        found[c.USER_AGENT] = seen.user_agent.decode("latin-1")
+        found[c.URL_QUERY] = redaction.text(redaction.query_string(query.decode("latin-1")))
+    agent = seen.get(b"user-agent")
+    if agent is not None:
+        found[_AGENT] = _agent(agent) if len(agent) <= _MAX_LENGTH else _agent.__wrapped__(agent)
     client = scope.get("client")
     if client is not None:
-        found[c.CLIENT_ADDRESS] = client[0]
-    server = _authority(seen.host) if seen.host is not None else None
+        found[_CLIENT] = _address(client[0])
+    host = seen.get(b"host")
+    # Longer ones than a name can be are not kept in the cache.
+    server = _authority(host) if host is not None and len(host) <= 270 else None
     if server is None:
         listening = scope.get("server")
         if listening is None or listening[0] is None:
             return found
-        server = (listening[0], listening[1])
-    found[c.SERVER_ADDRESS] = server[0]
-    found[c.SERVER_PORT] = server[1] or _PORTS[scheme]
+        server = _address(listening[0]), listening[1]
+    found[_SERVER], port = server
+    found[_PORT] = port or _PORTS[scheme]
     return found

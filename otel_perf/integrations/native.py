@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from otel_perf.integrations import others, providers, request
+from otel_perf.integrations import others, plan, providers
 from otel_perf.integrations.others import Share
 from otel_perf.integrations.registry import Undo
 from otel_perf.integrations.routes import Scope
@@ -40,7 +40,7 @@ def switch_off(app: Any) -> Undo:
     return Undo() if options is None else _change(options, _OFF)
 
 
-def keep(app: Any, *, excluded: Callable[[Scope], bool] = request.excluded) -> Undo:
+def keep(app: Any, *, excluded: Callable[[Scope], bool] = plan.excluded) -> Undo:
     """Leaves it on, over our providers where none were given, without the paths that our settings exclude."""
     options = _options(app)
     if options is None:

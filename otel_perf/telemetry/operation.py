@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 
 from otel_perf import conventions as c
 from otel_perf import guard, redaction
 from otel_perf.conventions import Metric
 from otel_perf.telemetry import runtime, sdk
 from otel_perf.telemetry.numbers import plain
+from otel_perf.telemetry.span import LeanSpan
 
 __all__ = [
     "CACHE",
@@ -34,8 +36,15 @@ __all__ = [
     "Kind",
     "Operation",
     "current",
+    "open_span",
     "start",
 ]
+
+# Bound once: they are called for every operation.
+_get_context, _set_context, _reset_context = sdk.get_context, sdk.set_context, sdk.reset_context
+_now_ns, _wall_ns = time.perf_counter_ns, time.time_ns
+_SUPPRESS_KEY, _SPAN_KEY = sdk.SUPPRESS_KEY, sdk.SPAN_KEY
+_ERROR = Status(StatusCode.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +60,12 @@ class Kind:
     items: Metric | None = None
     last_success: Metric | None = None
     slow: Metric | None = None
+    #: Whether the duration is all that is measured of it.
+    alone: bool = field(init=False)
 
-    @property
-    def width(self) -> int:
-        """How many labels there are, `error.type` included, which is always the last."""
-        return len(self.duration.attributes)
+    def __post_init__(self) -> None:
+        more = (self.active, self.items, self.last_success, self.slow)
+        object.__setattr__(self, "alone", more == (None, None, None, None))
 
 
 REQUEST = Kind("request", c.REQUEST_DURATION, SpanKind.SERVER)
@@ -79,17 +89,19 @@ class Operation:
     """Work in progress. Labels may be filled in until it stops; afterwards `seconds` says how long it took."""
 
     __slots__ = (
-        "_context_token", "_token", "context", "error_type", "hit", "items", "kind", "labels", "last_error", "name",
-        "parent", "runtime", "seconds", "span", "started_ns", "stopped", "waits",
+        "_context_token", "_token", "context", "error_type", "hit", "items", "kind", "labels", "last_error",
+        "name", "parent", "recorded", "runtime", "seconds", "span", "started_ns", "stopped", "told", "waits",
     )  # fmt: skip
 
     def __init__(self, kind: Kind, name: str, labels: list[Any]) -> None:
         self.kind = kind
         self.name = name
         self.labels = labels
-        self.parent: Operation | None = None
+        self.parent: Operation | None = _current.get()
         self.span: Span | None = None
-        self.context: otel_context.Context | None = None
+        #: The ids of its span while that is recorded; None without one, or where it keeps nothing.
+        self.recorded: SpanContext | None = None
+        self.context: Context | None = None
         self.seconds: float | None = None
         self.items: int | None = None
         #: For caches: True is a hit, False a miss, None neither.
@@ -103,14 +115,11 @@ class Operation:
         #: What it is measured by; None before `configure()`, and where its metric is recorded by somebody else.
         self.runtime: runtime.Runtime | None = None
         self._token: Token[Operation | None] | None = None
-        self._context_token: Token[otel_context.Context] | None = None
+        self._context_token: Token[Context] | None = None
+        #: The labels that the span knows from its start.
+        self.told: list[Any] = []
         #: By `time.perf_counter_ns()`.
         self.started_ns = 0
-
-    @property
-    def recording(self) -> bool:
-        """Whether there is a span that keeps attributes."""
-        return self.span is not None and self.span.is_recording()
 
     def within(self, layer: str) -> bool:
         """Whether an unfinished operation of this layer is above (this one included)."""
@@ -149,14 +158,14 @@ class Operation:
             self.error_type = error
             return
         self.error_type = redaction.exception_type(error)
-        if self.span is not None and self.span.is_recording():
+        if self.span is not None and self.recorded is not None:
             self.span.add_event("exception", redaction.exception(error))
 
     def activate(self) -> None:
         """Makes this operation and its span current, until `deactivate` in the same context."""
         self._token = _current.set(self)
         if self.context is not None:
-            self._context_token = otel_context.attach(self.context)
+            self._context_token = _set_context(self.context)
 
     def deactivate(self) -> None:
         """Puts back what was current before."""
@@ -164,20 +173,20 @@ class Operation:
         context_token, self._context_token = self._context_token, None
         try:
             if context_token is not None:
-                # Not `detach`, which logs an error with a traceback where a stream was left from another task.
-                sdk.detach(context_token)
+                # Not the API's `detach`, which logs an error where a stream was left from another task.
+                _reset_context(context_token)
             if token is not None:
                 _current.reset(token)
         except ValueError:
             self._leave_elsewhere(context_token)
 
-    def _leave_elsewhere(self, context_token: Token[otel_context.Context] | None) -> None:
+    def _leave_elsewhere(self, context_token: Token[Context] | None) -> None:
         """Undoes the activation in a context that is a copy of the one it was made in: tokens are of no use there."""
         if _current.get() is self:
             _current.set(self.parent)
         if context_token is not None and trace.get_current_span() is self.span:
             before = context_token.old_value
-            otel_context.attach(before if isinstance(before, otel_context.Context) else otel_context.Context())
+            _set_context(before if isinstance(before, Context) else Context())
 
     def stop(self, error: BaseException | None = None, *, ended_ns: int | None = None, deactivate: bool = True) -> None:
         """Ends the operation: duration, series, span. The second call does nothing.
@@ -190,50 +199,43 @@ class Operation:
         if self.stopped:
             return
         self.stopped = True
-        elapsed_ns = (time.perf_counter_ns() if ended_ns is None else ended_ns) - self.started_ns
-        self.seconds = elapsed_ns / 1e9
+        # Spans end by the wall clock, operations by the steady one.
+        now_ns, wall_ns = _now_ns(), _wall_ns()
+        if ended_ns is not None:
+            wall_ns -= now_ns - ended_ns
+            now_ns = ended_ns
+        self.seconds = (now_ns - self.started_ns) / 1e9
         try:
             if error is not None:
                 self.fail(error)
             elif self.last_error is not None:
                 self.fail(self.last_error)
-            self._measure()
-            self._end(ended_ns)
+            try:
+                self._record(wall_ns)
+            except Exception:
+                guard.note(f"measuring a {self.kind.name}")
+            if self.span is not None:
+                self._end_span(self.span, wall_ns)
+            # A chain of tasks that start one another must not keep all that ever ran.
+            while self.parent is not None and self.parent.stopped:
+                self.parent = self.parent.parent
         finally:
             if deactivate and (self._token is not None or self._context_token is not None):
                 self.deactivate()
 
-    def _measure(self) -> None:
-        try:
-            self._record()
-        except Exception:
-            guard.note(f"measuring a {self.kind.name}")
-
-    def _end(self, ended_ns: int | None) -> None:
-        try:
-            if self.span is not None:
-                self._end_span(self.span, ended_ns)
-        except Exception:
-            guard.note(f"ending the span of a {self.kind.name}")
-        # A chain of tasks that start one another must not keep all that ever ran.
-        while self.parent is not None and self.parent.stopped:
-            self.parent = self.parent.parent
-
-    def _record(self) -> None:
-        labels, span, in_force = self.labels, self.span, self.runtime
-        assert self.seconds is not None
+    def _record(self, wall_ns: int) -> None:
+        labels, recorded, in_force = self.labels, self.recorded, self.runtime
+        value: Any = self.seconds
         labels[-1] = self.error_type
         if self.kind is CACHE and labels[3] is None:
             labels[3] = "none" if self.hit is None else "hit" if self.hit else "miss"
         if in_force is None or in_force is not runtime.current:
             return  # what began before `configure` was called again is not in its counts
-        value: Any = self.seconds
-        if span is not None and in_force.exemplars:
-            span_context = span.get_span_context()
-            if span_context.trace_flags & 1:
-                value = (value, span_context.trace_id, span_context.span_id, time.time_ns())
+        if recorded is not None and recorded[3] & 1 and in_force.exemplars:
+            value = (value, recorded[0], recorded[1], wall_ns)
         in_force.at(self.kind.duration, tuple(labels)).record(value)
-        self._record_more(in_force)
+        if not self.kind.alone:
+            self._record_more(in_force)
 
     def _record_more(self, in_force: runtime.Runtime) -> None:
         kind, values = self.kind, tuple(self.labels[:-1])
@@ -247,27 +249,35 @@ class Operation:
         if kind.slow is not None and seconds is not None and seconds >= in_force.slow_query_s:
             in_force.at(kind.slow, values).record(1)
 
-    def _end_span(self, span: Span, ended_ns: int | None) -> None:
+    def _end_span(self, span: Span, wall_ns: int) -> None:
         try:
-            if span.is_recording():
-                self._describe(span)
-        finally:
-            # Spans end by the wall clock, operations by the steady one.
-            span.end(None if ended_ns is None else time.time_ns() - (time.perf_counter_ns() - ended_ns))
+            try:
+                if self.recorded is not None:
+                    if self.error_type is not None:
+                        span.set_status(_ERROR)
+                    if self.labels != self.told or self.items is not None:
+                        self._describe(span)
+            finally:
+                span.end(wall_ns)
+        except Exception:
+            guard.note(f"ending the span of a {self.kind.name}")
 
     def _describe(self, span: Span) -> None:
-        if self.error_type is not None:
-            span.set_status(Status(StatusCode.ERROR))
-        keys = self.kind.duration.attributes
-        attributes = {k: v for k, v in zip(keys, self.labels, strict=True) if v is not None}
+        """Says what became known after the start."""
+        keys, told = self.kind.duration.attributes, self.told
+        attributes: dict[str, Any] = {}
+        for index, value in enumerate(self.labels):
+            if value is not None and value is not told[index]:
+                attributes[keys[index]] = value
         if self.items is not None and self.kind.items is not None:
             attributes[self.kind.items.name] = plain(self.items)
-        span.set_attributes(redaction.redact(attributes))
+        if attributes:
+            span.set_attributes(redaction.redact(attributes))
 
 
 def start(
     kind: Kind, name: str, labels: Sequence[Any], attributes: Mapping[str, Any] | None = None, *,
-    context: otel_context.Context | None = None, links: Sequence[Link] = (), activate: bool = True, span: bool = True,
+    context: Context | None = None, links: Sequence[Link] = (), activate: bool = True, span: bool = True,
     metrics: bool = True,
 ) -> Operation:  # fmt: skip
     """Starts an operation; it always answers one, also before `configure()`, and never raises.
@@ -278,44 +288,61 @@ def start(
         labels: the label values in the order of `kind.duration.attributes`, None where not known (yet). `error.type`
             may be left out.
         attributes: span attributes, redacted here. They are there at the start, so that samplers see them.
-        context: the parent, where it is not the current context: a remote caller's.
+        context: the parent's, where that is not the current one: a remote caller's.
         links: other traces that it has to do with.
         activate: makes the operation current in this context; otherwise `activate()` and `deactivate()` do.
         span: False measures only.
         metrics: False makes a span only, where somebody else records the metric of this name.
     """
-    values = list(labels)
-    values.extend([None] * (kind.width - len(values)))
+    keys = kind.duration.attributes
+    values = [*labels, *(None,) * (len(keys) - len(labels))]
     operation = Operation(kind, name, values)
     in_force = runtime.current
-    operation.parent = _current.get()
     try:
         if in_force is not None:
-            operation.runtime = in_force if metrics else None
-            if kind.active is not None and metrics:
-                in_force.at(kind.active, tuple(values[:-1])).record(1)
-            if span and not sdk.suppressed():
-                _start_span(operation, in_force, attributes, context, links)
+            if metrics:
+                operation.runtime = in_force
+                if kind.active is not None:
+                    in_force.at(kind.active, tuple(values[:-1])).record(1)
+            context = _get_context() if context is None else context
+            if span and not context.get(_SUPPRESS_KEY):
+                operation.name = redaction.text(name, 256)
+                above: Any = context.get(_SPAN_KEY)
+                parent = None if above is None else above.get_span_context()
+                known = partial(_known, keys, values, attributes)
+                open_span(operation, in_force, parent, context, known, links=links)
         if activate:  # also before `configure()`, so that a handle that several share finds its own again
             operation.activate()
     except Exception:
         guard.note(f"starting a {kind.name}")
-    operation.started_ns = time.perf_counter_ns()
+    operation.started_ns = _now_ns()
     return operation
 
 
-def _start_span(
-    operation: Operation, in_force: runtime.Runtime, attributes: Mapping[str, Any] | None,
-    context: otel_context.Context | None, links: Sequence[Link],
-) -> None:  # fmt: skip
-    kind = operation.kind
-    known: dict[str, Any] = {
-        k: v for k, v in zip(kind.duration.attributes, operation.labels, strict=True) if v is not None
-    }
+def _known(keys: Sequence[str], labels: list[Any], attributes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The attributes that a span starts with, redacted."""
+    known = {key: value for key, value in zip(keys, labels, strict=True) if value is not None}
     if attributes:
         known.update(attributes)
-    operation.span = in_force.tracer.start_span(
-        redaction.text(operation.name, 256), context, kind.span_kind, redaction.redact(known), links,
-        record_exception=False, set_status_on_exception=False,
-    )  # fmt: skip
-    operation.context = trace.set_span_in_context(operation.span, context)
+    return redaction.redact(known)
+
+
+def open_span(
+    operation: Operation, in_force: runtime.Runtime, parent: SpanContext | None, context: Context,
+    attributes: Callable[[], dict[str, Any]], *, links: Sequence[Link] = (),
+) -> None:  # fmt: skip
+    """Gives an operation its span; the attributes are redacted, and asked for only where somebody sees them."""
+    kind = operation.kind.span_kind
+    if links:
+        span = in_force.tracer.start_span(
+            operation.name, context, kind, attributes(), links, record_exception=False, set_status_on_exception=False
+        )
+    else:
+        span = in_force.entry.begin(operation.name, kind, parent, attributes, context)
+    operation.span = span
+    if type(span) is LeanSpan:
+        operation.recorded = span._context  # pyright: ignore[reportPrivateUsage]  # its own method is one call more
+    elif span.is_recording():
+        operation.recorded = span.get_span_context()
+    operation.context = Context({**context, _SPAN_KEY: span})
+    operation.told = operation.labels.copy()

@@ -13,10 +13,13 @@ from otel_perf._version import __version__
 from otel_perf.conventions import SCHEMA_URL, SCOPE, Metric
 from otel_perf.settings import Settings
 from otel_perf.telemetry.exporter import SpanSender
+from otel_perf.telemetry.late import Late
 from otel_perf.telemetry.meter import MeterProvider
 from otel_perf.telemetry.pipeline import Pipeline
 from otel_perf.telemetry.prometheus import Exposition
 from otel_perf.telemetry.series import Instrument, Registry, Series
+from otel_perf.telemetry.tracer import entry
+from otel_perf.telemetry.workers import Exchange
 
 __all__ = ["Runtime", "current", "install"]
 
@@ -27,26 +30,31 @@ class Runtime:
     """The settings, registry, tracer and lifecycle that are in force."""
 
     __slots__ = (
-        "_instruments", "exemplars", "exposition", "meter_provider", "pipeline", "registry", "resource", "sampler",
-        "sender", "settings", "slow_query_s", "tracer", "tracer_provider",
+        "_instruments", "entry", "exchange", "exemplars", "exposition", "late", "meter_provider", "pipeline",
+        "registry", "resource", "sampler", "sender", "settings", "slow_query_s", "tracer", "tracer_provider",
     )  # fmt: skip
 
     def __init__(
         self, settings: Settings, registry: Registry, tracer: trace.Tracer, pipeline: Pipeline, *,
         tracer_provider: trace.TracerProvider, meter_provider: MeterProvider, resource: Resource,
         sender: SpanSender | None = None, sampler: sampling.Sampler = sampling.DEFAULT_ON,
+        late: Late | None = None, exchange: Exchange | None = None,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.registry = registry
         self.tracer = tracer
+        #: The short way to spans of the tracer.
+        self.entry = entry(tracer)
         self.pipeline = pipeline
         self.sender = sender
         self.sampler = sampler
+        self.late = late
         self.tracer_provider = tracer_provider
         self.meter_provider = meter_provider
         self.resource = resource
         # Made at once, so that /metrics counts from the start like every other reader.
-        self.exposition = Exposition(registry)
+        self.exchange = exchange or Exchange(registry)
+        self.exposition = Exposition(self.exchange.metrics)
         # Read once here: the settings are never used on a hot path.
         self.exemplars = settings.exemplars
         self.slow_query_s = settings.slow_query_s
@@ -61,10 +69,8 @@ class Runtime:
 
     def at(self, metric: Metric, values: tuple[Any, ...]) -> Series:
         """The series of a metric by its label values, in the metric's own label order."""
-        found = self._instruments.get(metric.name)
-        if found is None:
-            found = self.instrument(metric)
-        return found.at(values)
+        instrument = self._instruments.get(metric.name) or self.instrument(metric)
+        return instrument.by_values.get(values) or instrument.at(values)
 
 
 current: Runtime | None = None

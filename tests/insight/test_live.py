@@ -6,50 +6,22 @@ import random
 import threading
 
 import pytest
+from opentelemetry.sdk.metrics.view import DropAggregation, View
 
 import otel_perf
 from otel_perf import conventions as c
 from otel_perf import measure
 from otel_perf.insight import live
-from otel_perf.insight.live import SLOT_S, WINDOW_S, Live, Windowed
+from otel_perf.insight.live import Live
 from otel_perf.telemetry import runtime
 from otel_perf.telemetry.aggregation import quantile
+from otel_perf.telemetry.series import Registry
+from otel_perf.telemetry.windowed import WINDOW_S
+from otel_perf.telemetry.workers import Exchange
 
 
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-
-def test_windowed_forgets_after_a_minute_and_the_total_does_not():
-    """Values leave the recent minute as it passes and stay in the total."""
-    clock = Clock()
-    cell = Windowed(clock)
-    cell.feed([0.1, 0.2])
-    clock.now += WINDOW_S - SLOT_S
-    cell.feed([0.3])
-    assert (cell.recent().count, cell.total.count) == (3, 3)
-    clock.now += SLOT_S
-    assert (cell.recent().count, cell.total.count) == (1, 3)
-    clock.now += WINDOW_S
-    cell.feed([0.4])
-    assert (cell.recent().count, cell.total.count) == (1, 4)
-    assert len(cell._slots) == 1
-
-
-def test_windowed_gives_a_point_and_resets():
-    """As a cell it answers the point of all values, and nothing after a reset."""
-    cell = Windowed(Clock())
-    cell.feed([0.1])
-    point = cell.point({"a": "b"}, 1, 2)
-    assert point is not None
-    assert point.count == 1
-    cell.reset()
-    assert cell.point({}, 1, 2) is None
-    assert cell.recent().count == 0
+def distributions(reader, metric=c.STEP_DURATION):
+    return [cell for name, _, cell in reader.read().windows if name == metric.name]
 
 
 def test_percentiles_are_those_of_the_values(telemetry):
@@ -59,12 +31,11 @@ def test_percentiles_are_those_of_the_values(telemetry):
     series = telemetry.runtime.at(c.STEP_DURATION, ("work", None, None))
     for value in values:
         series.record(value)
-    with live.of(telemetry.runtime).held() as held:
-        cell = next(cell for name, attributes, cell in held if name == c.STEP_DURATION.name)
-        values.sort()
-        for share in (0.5, 0.95, 0.99):
-            exact = values[round(share * len(values)) - 1]
-            assert quantile(cell.total, share) == pytest.approx(exact, rel=0.045)
+    [cell] = distributions(live.of(telemetry.runtime))
+    values.sort()
+    for share in (0.5, 0.95, 0.99):
+        exact = values[round(share * len(values)) - 1]
+        assert quantile(cell.total, share) == pytest.approx(exact, rel=0.045)
 
 
 def test_reading_while_threads_record_loses_nothing(telemetry):
@@ -74,13 +45,11 @@ def test_reading_while_threads_record_loses_nothing(telemetry):
 
     def read():
         while not done.is_set():
-            with reader.held() as held:
-                for _, _, cell in held:
-                    if isinstance(cell, Windowed):
-                        cell.recent()
+            for _, _, cell in reader.read().windows:
+                cell.recent()
 
     def record():
-        for _ in range(3000):
+        for _ in range(1000):
             with measure("work"):
                 pass
 
@@ -93,21 +62,19 @@ def test_reading_while_threads_record_loses_nothing(telemetry):
         thread.join()
     done.set()
     reading.join()
-    with reader.held() as held:
-        assert [cell.total.count for name, _, cell in held if name == c.STEP_DURATION.name] == [18_000]
+    assert [cell.total.count for cell in distributions(reader)] == [6000]
 
 
 def test_uptime_and_window_grow_together_at_first():
     """Right after the start a rate is over the time that passed, later over a minute, never over less than a second."""
-    from otel_perf.telemetry.series import Registry
-
-    clock = Clock()
-    reader = Live(Registry(), clock)
-    assert (reader.uptime_s, reader.window_s) == (0.0, 1.0)
-    clock.now += 20
-    assert (reader.uptime_s, reader.window_s) == (20.0, 20.0)
-    clock.now += 1000
-    assert (reader.uptime_s, reader.window_s) == (1020.0, WINDOW_S)
+    registry = Registry()
+    exchange = Exchange(registry)
+    started_s = exchange.read().started_ns / 1e9
+    now_s = started_s
+    reader = Live(registry, exchange, lambda: now_s)
+    for passed_s, window_s in ((0, 1), (20, 20), (1020, WINDOW_S)):
+        now_s = started_s + passed_s
+        assert (reader.read().uptime_s, reader.read().window_s) == pytest.approx((passed_s, window_s), abs=0.001)
 
 
 def test_a_second_configure_starts_a_new_reader(telemetry):
@@ -115,10 +82,22 @@ def test_a_second_configure_starts_a_new_reader(telemetry):
     with measure("work"):
         pass
     old = telemetry.runtime
-    otel_perf.configure(service_name="again")
+    otel_perf.configure(service_name="again", workers_dir="none")
     new = runtime.current
     assert new is not old
-    with live.of(new).held() as held:
-        assert [name for name, _, cell in held if isinstance(cell, Windowed)] == []
+    assert live.of(new).read().windows == []
     with pytest.raises(KeyError):
         live.of(old)
+
+
+def test_views_of_the_application_do_not_reach_insight(telemetry):
+    """A view that drops metrics takes them from `/metrics`, and the page still knows them."""
+    views = [View(instrument_name="operation.*", aggregation=DropAggregation())]
+    otel_perf.configure(service_name="views", workers_dir="none", views=views)
+    in_force = runtime.current
+    measure.record("load", seconds=0.5, items=7)
+    text = in_force.exposition.render(in_force.resource)
+    assert "operation_" not in text
+    read = live.of(in_force).read()
+    assert [value for name, labels, value in read.numbers if labels.get(c.STEP_NAME) == "load"] == [7]
+    assert [cell.total.count for cell in distributions(live.of(in_force))] == [1]

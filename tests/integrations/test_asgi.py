@@ -21,7 +21,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 import otel_perf
 from otel_perf import guard, instrument, measure
-from otel_perf.integrations import asgi, headers, registry, request
+from otel_perf.integrations import asgi, headers, plan, registry
 from otel_perf.integrations.routes import Routes
 from otel_perf.telemetry import logs, operation
 from tests.asking import ask, ask_all, scope
@@ -479,6 +479,21 @@ def test_a_configure_in_the_middle_of_a_request_leaves_counts_whole(telemetry):
     assert [point.value for point in telemetry.points(ACTIVE)] in ([], [0])
 
 
+def test_headers_that_can_be_read_once_are_read_by_the_app_too(telemetry):
+    """ASGI lets a server hand over any iterable of headers: what we read is still there for the app."""
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.extend(scope["headers"])
+        await send(START)
+        await send(BODY)
+
+    pairs = [(b"x-request-id", b"early"), (b"accept", b"*/*")]
+    sent = drive(instrument(app), headers=iter(pairs))
+    assert seen == pairs
+    assert (b"x-request-id", b"early") in sent[0]["headers"]
+
+
 def test_faults_of_ours_are_kept_from_the_app(telemetry, monkeypatch):
     """Where something of ours breaks, at the start, in the middle or at the end, the app answers as ever."""
     monkeypatch.setattr("otel_perf.guard.strict", False)
@@ -486,7 +501,7 @@ def test_faults_of_ours_are_kept_from_the_app(telemetry, monkeypatch):
     def fail(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError
 
-    for owner, name in ((request, "_current_plan"), (Routes, "template"), (headers, "attributes")):
+    for owner, name in ((plan, "current"), (Routes, "template"), (headers, "attributes")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, fail)
             assert drive(instrument(answering()))[1] == BODY

@@ -155,7 +155,7 @@ def test_only_one_of_both(telemetry):
     start(JOB, "span only", ("s",), metrics=False).stop()
     token = otel_context.attach(otel_context.set_value(sdk.SUPPRESS_KEY, True))
     suppressed = start(STEP, "suppressed", ("q",))
-    assert not suppressed.recording
+    assert suppressed.recorded is None
     suppressed.stop()
     otel_context.detach(token)
     assert [span.name for span in telemetry.spans] == ["span only"]
@@ -168,7 +168,7 @@ def test_a_trace_that_is_not_sampled_is_measured(telemetry):
     """Without a recorded span there is the duration, and no exemplar."""
     telemetry.restart(sampler="always_off")
     op = start(STEP, "work", ("x",))
-    assert not op.recording
+    assert op.recorded is None
     op.stop(ValueError("x"))
     assert telemetry.spans == []
     [point] = telemetry.points(c.STEP_DURATION.name)
@@ -359,6 +359,6 @@ def test_threads_do_not_see_each_others_operation(telemetry):
 def test_a_kind_of_ones_own(telemetry):
     """A kind is a record: another histogram and another order of labels are enough."""
     mine = Kind("mine", c.Metric("mine.duration", "s", "histogram", "", ("name", c.ERROR_TYPE), (1.0,)))
-    assert mine.width == 2
+    assert mine.alone
     start(mine, "mine", ("x",)).stop()
     assert dict(telemetry.points("mine.duration")[0].attributes) == {"name": "x"}

@@ -124,6 +124,58 @@ def test_exit_shuts_down_unless_it_was_done(make, monkeypatch):
     assert [what for what, _ in part.calls] == ["shutdown"]
 
 
+def test_a_second_shutdown_waits_for_the_first(make):
+    """Whoever comes second may rely on it; a handler within the first is not kept waiting for itself."""
+    part = Part()
+    part.release.clear()
+    line = make(part)
+    first = threading.Thread(target=line.shutdown)
+    first.start()
+    while not part.calls:
+        time.sleep(0.001)
+    assert not line.shutdown(0.01)
+    part.release.set()
+    assert line.shutdown()
+    first.join()
+    assert len(part.calls) == 1
+
+    inner: list[bool] = []
+    again = make(Part())
+    again.on_end(lambda: inner.append(again.shutdown(20)))
+    assert again.shutdown()
+    assert inner == [True]
+
+
+def test_a_flush_and_the_shutdown_after_it_share_the_time(make):
+    """What the end of an app used up of the deadline is not there for the end of the process; what is told counts."""
+    part = Part()
+    part.release.clear()
+    line = make(part, timeout_s=0.5)
+    assert not line.flush()
+    part.release.set()
+    ended, took_s = line._flushed
+    assert took_s >= 0.5
+    line._flushed = (ended + 3600, took_s)  # however long this machine takes to come here
+    line.shutdown()
+    assert part.calls[0][1] > 0.4
+    assert 0 < part.calls[1][1] <= 0.1
+
+    told = Part()
+    other = make(told, timeout_s=0.5)
+    other.flush()
+    other.shutdown(3)
+    assert 2 < told.calls[1][1] <= 3
+
+
+def test_parts_that_can_drain_are_told(make):
+    """The others are left alone."""
+    drained: list[str] = []
+    part = Part()
+    part.drain = lambda: drained.append("told")  # type: ignore[attr-defined]
+    make(Part(), part).drain()
+    assert drained == ["told"]
+
+
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_fork_starts_the_parts_anew(make):
     """In the child, what was registered runs first, then every part; a closed pipeline is left alone."""
