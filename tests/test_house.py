@@ -30,6 +30,7 @@ TESTED_ELSEWHERE = {
     "otel_perf/cli/__init__.py": "test_commands",
     "otel_perf/cli/__main__.py": "test_commands",
     "otel_perf/sources.py": "test_settings",
+    "otel_perf/telemetry/kind.py": "test_operation",
     "otel_perf/statements.py": "test_redaction",
     "otel_perf/integrations/commands.py": "test_redis",
     "otel_perf/integrations/foreign.py": "test_engines",

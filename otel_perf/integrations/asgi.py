@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import Any
 
 from otel_perf import guard
@@ -59,7 +59,10 @@ class Middleware:
             return
         share = self.share
         # What FastAPI leaves in the scope was counted in already where its own telemetry stays on.
-        if share.duration and not self._native:
+        if (
+            share.duration and not self._native
+            and (type(send) is FunctionType or others.FASTAPI in scope or others.STARLETTE in scope)
+        ):  # fmt: skip
             share = others.around(scope, send) or share
         request = scope[MARK] = Request(self.routes, share, scope, send)
         request.begin()

@@ -15,15 +15,15 @@ from otel_perf import guard
 from otel_perf.telemetry import propagation, runtime, sdk
 from otel_perf.telemetry.series import Series
 
-__all__ = ["Plan", "current", "excluded"]
+__all__ = ["Plan", "current", "excluded", "latest"]
 
 
 class Plan:
     """Settings as the hot path wants them, and what reads a caller's trace context."""
 
     __slots__ = (
-        "_beginnings", "_extract", "_names", "_paths", "_pattern", "_trust", "actives", "carried", "propagator",
-        "runtime", "trace_response",
+        "_extract", "_names", "_pattern", "_trust", "actives", "beginnings", "carried", "paths", "propagator",
+        "runtime", "simple", "trace_response",
     )  # fmt: skip
 
     def __init__(self, in_force: runtime.Runtime | None, propagator: Any) -> None:
@@ -38,13 +38,15 @@ class Plan:
         self._trust = "always" if in_force is None else in_force.settings.trust_context
         self.trace_response = in_force is not None and in_force.settings.trace_response
         given = in_force.settings.excluded_routes if in_force is not None else ()
-        self._paths = frozenset(each for each in given if "*" not in each)
+        #: Paths that the settings exclude, and beginnings of such; whether that and a look at the path is all.
+        self.paths = frozenset(each for each in given if "*" not in each)
         wild = [each for each in given if "*" in each]
         # Most patterns only say how a path begins.
-        self._beginnings = tuple(each[:-1] for each in wild if each.index("*") == len(each) - 1)
-        others = [each for each in wild if each[:-1] not in self._beginnings]
+        self.beginnings = tuple(each[:-1] for each in wild if each.index("*") == len(each) - 1)
+        others = [each for each in wild if each[:-1] not in self.beginnings]
         expressions = [".*".join(re.escape(part) for part in each.split("*")) for each in others]
         self._pattern = re.compile("|".join(expressions), re.DOTALL) if expressions else None
+        self.simple = self._pattern is None
 
     def excludes(self, scope: MutableMapping[str, Any]) -> bool:
         """Whether the settings exclude the path of a request."""
@@ -52,7 +54,7 @@ class Plan:
         root: str = scope.get("root_path") or ""
         if root and path.startswith(root) and path[len(root) :].startswith("/"):
             path = path[len(root) :]
-        if path in self._paths or path.startswith(self._beginnings):
+        if path in self.paths or path.startswith(self.beginnings):
             return True
         return self._pattern is not None and self._pattern.fullmatch(path) is not None
 
@@ -89,16 +91,17 @@ def _same_origin(seen: dict[bytes, bytes], scheme: str) -> bool:
     return origin is not None and host is not None and origin == b"%s://%s" % (scheme.encode(), host)
 
 
-_plan = Plan(None, propagate.get_global_textmap())
+#: The newest plan, which `current` makes anew where it is out of date.
+latest = Plan(None, propagate.get_global_textmap())
 
 
 def current() -> Plan:
     """The plan of the runtime in force and of the propagators that the application has set."""
-    global _plan
-    plan = _plan
+    global latest
+    plan = latest
     propagator = propagate.get_global_textmap()
     if plan.runtime is not runtime.current or plan.propagator is not propagator:
-        plan = _plan = Plan(runtime.current, propagator)
+        plan = latest = Plan(runtime.current, propagator)
     return plan
 
 

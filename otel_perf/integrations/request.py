@@ -13,6 +13,7 @@ from contextvars import Token
 from functools import partial
 from typing import Any
 
+from opentelemetry import propagate
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanContext
 
@@ -82,7 +83,10 @@ class Request(Operation):
         """Reads the headers, gives the request its id and starts the operation; never raises."""
         try:
             scope = self.routed
-            known = self._known = plan.current()
+            known = plan.latest
+            if known.runtime is not runtime.current or known.propagator is not propagate.get_global_textmap():
+                known = plan.current()
+            self._known = known
             pairs: Any = scope["headers"]
             if pairs.__class__ is not list:  # ASGI says iterable: the app wants to read them as well
                 pairs = scope["headers"] = list(pairs)
@@ -99,7 +103,12 @@ class Request(Operation):
             in_force = known.runtime
             if in_force is None:
                 return
-            if known.excludes(scope):
+            path = scope["path"]
+            if (
+                path in known.paths or path.startswith(known.beginnings)
+                if known.simple and not scope.get("root_path")
+                else known.excludes(scope)
+            ):
                 self._attached = sdk.set_context(Context({**_get_context(), _SUPPRESS_KEY: True}))
                 self.excluded = True
             else:
@@ -245,11 +254,13 @@ class Request(Operation):
                 self.fail(str(status))
             span: Any = self.span
             if route is not None and self.recorded is not None:
-                span.update_name(f"{self.name} {route}")
+                name = f"{self.name} {route}"
                 if type(span) is LeanSpan and status is not None and len(route) <= redaction.MAX_LENGTH:
                     # As `stop` would do, but that works for any labels. A template is the developer's own text.
-                    span.add({_HTTP_ROUTE: route, _HTTP_STATUS: status})
+                    span.settle(name, {_HTTP_ROUTE: route, _HTTP_STATUS: status})
                     self.told = labels.copy()
+                else:
+                    span.update_name(name)
         except Exception:
             guard.note("ending a request")
         self.stop(error, ended_ns=self._ended_ns, deactivate=False)

@@ -28,7 +28,8 @@ DEFAULT_BOUNDS = (
 
 #: Makes the cell of a series for one reader; None drops the series for it.
 MakeCell = Callable[[Series], "Cell | None"]
-IsDelta = Callable[[InstrumentKind], bool]
+#: Whether a kind of instrument, told by callbacks or not, is read as the change since the last point.
+IsDelta = Callable[[InstrumentKind, bool], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def default_cell(series: Series) -> Cell | None:
     return LastValue() if kind == "gauge" else Sum()
 
 
-def cumulative(_: InstrumentKind) -> bool:
+def cumulative(_kind: InstrumentKind, _observed: bool) -> bool:
     """No kind is read as the change since the last point."""
     return False
 
@@ -103,26 +104,28 @@ class Cursor:
         with self._registry.fold_lock:
             self._registry.fold_held()
             now_ns = time.time_ns()
+            # An instrument has both where we count and callbacks tell: then readers may want changes of one only.
             points = self._recorded_points(now_ns)
             for instrument, pairs in observed:
-                made = self._observed_points(instrument, pairs, now_ns)
+                delta = self._delta(instrument.source_kind, True)
+                made = self._observed_points(instrument, pairs, delta, now_ns)
                 if made:
-                    points.setdefault(instrument, []).extend(made)
-            collected = [Collected(i, p, self._delta(i.source_kind)) for i, p in points.items()]
+                    points.setdefault((instrument, delta), []).extend(made)
+            collected = [Collected(instrument, made, delta) for (instrument, delta), made in points.items()]
             self._since_ns = now_ns
             return collected
 
-    def _recorded_points(self, now_ns: int) -> dict[Instrument, list[Point]]:
-        points: dict[Instrument, list[Point]] = {}
+    def _recorded_points(self, now_ns: int) -> dict[tuple[Instrument, bool], list[Point]]:
+        points: dict[tuple[Instrument, bool], list[Point]] = {}
         for series, cell in self._cells.items():
             if cell is None:
                 continue
-            delta = self._delta(series.instrument.source_kind)
+            delta = self._delta(series.instrument.source_kind, False)
             # Totals start with the series, or with the reader where that came later.
             start_ns = self._since_ns if delta else max(self._start_ns, series.since_ns)
             point = cell.point(series.attributes, start_ns, now_ns)
             if point is not None:
-                points.setdefault(series.instrument, []).append(point)
+                points.setdefault((series.instrument, delta), []).append(point)
             if delta:
                 cell.reset()
             elif not self._keep_exemplars and isinstance(cell, Exampled):
@@ -136,9 +139,9 @@ class Cursor:
         told = [(instrument, pairs) for instrument, pairs in asked if pairs]
         return told if self.raw else self._registry.viewed(told)
 
-    def _observed_points(self, instrument: Instrument, pairs: Observed, now_ns: int) -> list[Point]:
+    def _observed_points(self, instrument: Instrument, pairs: Observed, delta: bool, now_ns: int) -> list[Point]:
         gauge = instrument.metric.kind == "gauge"
-        if gauge or not self._delta(instrument.source_kind):
+        if gauge or not delta:
             start_ns = 0 if gauge else self._start_ns
             return [NumberDataPoint(dict(told), start_ns, now_ns, total, []) for total, told in pairs]
         earlier = self._last.get(instrument, {})

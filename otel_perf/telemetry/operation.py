@@ -10,18 +10,16 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar, Token
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode
 
-from otel_perf import conventions as c
 from otel_perf import guard, redaction
-from otel_perf.conventions import Metric
 from otel_perf.telemetry import runtime, sdk
+from otel_perf.telemetry.kind import CACHE, EXTERNAL, HTTP_CLIENT, JOB, QUERY, REQUEST, STEP, Kind
 from otel_perf.telemetry.numbers import plain
 from otel_perf.telemetry.span import LeanSpan
 
@@ -46,36 +44,6 @@ _now_ns, _wall_ns = time.perf_counter_ns, time.time_ns
 _SUPPRESS_KEY, _SPAN_KEY = sdk.SUPPRESS_KEY, sdk.SPAN_KEY
 _ERROR = Status(StatusCode.ERROR)
 
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One kind of work: which histogram it feeds, in which label order, and which other metrics go with it."""
-
-    name: str
-    duration: Metric
-    span_kind: SpanKind = SpanKind.INTERNAL
-    #: Of operations of one layer that stand on each other only the outermost measures.
-    layer: str | None = None
-    active: Metric | None = None
-    items: Metric | None = None
-    last_success: Metric | None = None
-    slow: Metric | None = None
-    #: Whether the duration is all that is measured of it.
-    alone: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        more = (self.active, self.items, self.last_success, self.slow)
-        object.__setattr__(self, "alone", more == (None, None, None, None))
-
-
-REQUEST = Kind("request", c.REQUEST_DURATION, SpanKind.SERVER)
-QUERY = Kind("query", c.QUERY_DURATION, SpanKind.CLIENT, layer="query", slow=c.QUERY_SLOW)
-CACHE = Kind("cache", c.CACHE_DURATION, SpanKind.CLIENT, layer="cache")
-EXTERNAL = Kind("external", c.EXTERNAL_DURATION, SpanKind.CLIENT, layer="external")
-HTTP_CLIENT = Kind("http_client", c.HTTP_CLIENT_DURATION, SpanKind.CLIENT, layer="http_client")
-JOB = Kind("job", c.JOB_DURATION, SpanKind.INTERNAL, active=c.JOBS_ACTIVE, items=c.JOB_ITEM_COUNT,
-           last_success=c.JOB_LAST_SUCCESS)  # fmt: skip
-STEP = Kind("step", c.STEP_DURATION, SpanKind.INTERNAL, items=c.STEP_ITEM_COUNT)
 
 _current: ContextVar[Operation | None] = ContextVar("otel_perf_operation", default=None)
 
@@ -211,11 +179,14 @@ class Operation:
             elif self.last_error is not None:
                 self.fail(self.last_error)
             try:
-                self._record(wall_ns)
+                self.labels[-1] = self.error_type
+                # What began before `configure` was called again is not in its counts.
+                if self.runtime is not None and self.runtime is runtime.current:
+                    self._record(self.runtime, wall_ns)
             except Exception:
                 guard.note(f"measuring a {self.kind.name}")
             if self.span is not None:
-                self._end_span(self.span, wall_ns)
+                self._end(self.span, wall_ns)
             # A chain of tasks that start one another must not keep all that ever ran.
             while self.parent is not None and self.parent.stopped:
                 self.parent = self.parent.parent
@@ -223,18 +194,15 @@ class Operation:
             if deactivate and (self._token is not None or self._context_token is not None):
                 self.deactivate()
 
-    def _record(self, wall_ns: int) -> None:
-        labels, recorded, in_force = self.labels, self.recorded, self.runtime
-        value: Any = self.seconds
-        labels[-1] = self.error_type
-        if self.kind is CACHE and labels[3] is None:
+    def _record(self, in_force: runtime.Runtime, wall_ns: int) -> None:
+        labels, recorded, kind = self.labels, self.recorded, self.kind
+        if kind is CACHE and labels[3] is None:
             labels[3] = "none" if self.hit is None else "hit" if self.hit else "miss"
-        if in_force is None or in_force is not runtime.current:
-            return  # what began before `configure` was called again is not in its counts
+        value: Any = self.seconds
         if recorded is not None and recorded[3] & 1 and in_force.exemplars:
             value = (value, recorded[0], recorded[1], wall_ns)
-        in_force.at(self.kind.duration, tuple(labels)).record(value)
-        if not self.kind.alone:
+        in_force.at(kind.duration, tuple(labels)).record(value)
+        if not kind.alone:
             self._record_more(in_force)
 
     def _record_more(self, in_force: runtime.Runtime) -> None:
@@ -249,14 +217,13 @@ class Operation:
         if kind.slow is not None and seconds is not None and seconds >= in_force.slow_query_s:
             in_force.at(kind.slow, values).record(1)
 
-    def _end_span(self, span: Span, wall_ns: int) -> None:
+    def _end(self, span: Span, wall_ns: int) -> None:
         try:
             try:
-                if self.recorded is not None:
-                    if self.error_type is not None:
-                        span.set_status(_ERROR)
-                    if self.labels != self.told or self.items is not None:
-                        self._describe(span)
+                if self.recorded is not None and (
+                    self.labels != self.told or self.error_type is not None or self.items is not None
+                ):
+                    self._describe(span)
             finally:
                 span.end(wall_ns)
         except Exception:
@@ -264,6 +231,8 @@ class Operation:
 
     def _describe(self, span: Span) -> None:
         """Says what became known after the start."""
+        if self.error_type is not None:
+            span.set_status(_ERROR)
         keys, told = self.kind.duration.attributes, self.told
         attributes: dict[str, Any] = {}
         for index, value in enumerate(self.labels):

@@ -87,11 +87,15 @@ SUPPRESS_KEY: str = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_
 #: The API's synchronous gauge, which has no public name yet.
 ApiGauge: Any = getattr(metrics, "_Gauge", metrics.Instrument)
 
-_KINDS: dict[InstrumentKind, tuple[type, ...]] = {
-    "counter": (Counter, ObservableCounter),
-    "updowncounter": (UpDownCounter, ObservableUpDownCounter),
-    "histogram": (Histogram,),
-    "gauge": (ObservableGauge,),
+# By kind, and whether callbacks tell it. The synchronous gauge has no public name.
+_KINDS: dict[tuple[InstrumentKind, bool], type] = {
+    ("counter", False): Counter,
+    ("counter", True): ObservableCounter,
+    ("updowncounter", False): UpDownCounter,
+    ("updowncounter", True): ObservableUpDownCounter,
+    ("histogram", False): Histogram,
+    ("gauge", False): ObservableGauge,
+    ("gauge", True): ObservableGauge,
 }
 
 
@@ -191,12 +195,12 @@ get_context, set_context, reset_context = _context_calls()
 class Preferences:
     """What a stock reader wants: changes or totals, and an aggregation, by kind of instrument."""
 
-    delta_kinds: frozenset[InstrumentKind]
+    delta_kinds: frozenset[tuple[InstrumentKind, bool]]
     aggregations: dict[InstrumentKind, object]
 
-    def delta(self, kind: InstrumentKind) -> bool:
-        """Whether this kind is read as the change since the last point."""
-        return kind in self.delta_kinds
+    def delta(self, kind: InstrumentKind, observed: bool) -> bool:
+        """Whether this kind, told by callbacks or not, is read as the change since the last point."""
+        return (kind, observed) in self.delta_kinds
 
     def cell(self, series: Series) -> Cell | None:
         """The cell that this reader's aggregation asks for."""
@@ -228,19 +232,18 @@ def exporter_preferences(exporter: MetricExporter) -> Preferences:
 
 
 def _preferences(temporality: dict[type, object], aggregation: dict[type, object]) -> Preferences:
-    delta: list[InstrumentKind] = [
-        kind for kind, types in _KINDS.items() if _lookup(temporality, types) is AggregationTemporality.DELTA
-    ]
-    return Preferences(frozenset(delta), {kind: _lookup(aggregation, types) for kind, types in _KINDS.items()})
+    delta = [key for key, wanted in _KINDS.items() if _lookup(temporality, wanted) is AggregationTemporality.DELTA]
+    aggregations = {kind: _lookup(aggregation, wanted) for (kind, observed), wanted in _KINDS.items() if not observed}
+    return Preferences(frozenset(delta), aggregations)
 
 
 def _table(holder: object, name: str) -> dict[type, object]:
     return cast("dict[type, object]", getattr(holder, name, None) or {})
 
 
-def _lookup(table: dict[type, object], types: tuple[type, ...]) -> object:
+def _lookup(table: dict[type, object], wanted: type) -> object:
     # The SDK keys these tables by private subclasses of the public instrument classes.
-    return next((value for key, value in table.items() if issubclass(key, types)), None)
+    return next((value for key, value in table.items() if issubclass(key, wanted)), None)
 
 
 def bind_reader(reader: MetricReader, collect: Callable[..., MetricsData | None], provider: MeterProvider) -> bool:

@@ -191,9 +191,13 @@ class LeanSpan(stock.Span):
             if len(own) > most:
                 self._trim_attributes(most)
 
-    def add(self, attributes: Mapping[str, Any]) -> None:
-        """Puts attributes in that are clean, within the limits of length, and not there yet: for our own hot paths."""
+    def settle(self, name: str, attributes: Mapping[str, Any]) -> None:
+        """Gives the name that is known in the end, and attributes that are clean, not long, and not there yet.
+
+        For our own hot paths, where each of the usual methods would be a call or two more.
+        """
         if self._end_time is None:
+            self._name = name
             own = self._attributes
             own.update(attributes)
             if len(own) > self._tracer.most_attributes:

@@ -17,6 +17,7 @@ from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
 
 from otel_perf import redaction, sources
 from otel_perf._version import __version__
+from otel_perf.conventions import InstrumentKind
 from otel_perf.settings import Settings, SettingsError
 from otel_perf.telemetry.connection import Connection, Proxy
 from otel_perf.telemetry.delivery import Delivery
@@ -26,6 +27,13 @@ from otel_perf.telemetry.ways import HttpMetrics, HttpSpans, MetricWay, SpanWay,
 __all__ = ["check", "metric_way", "metrics_endpoint", "span_way", "traces_endpoint"]
 
 _log = logging.getLogger("otel_perf")
+
+# By temporality preference: the kinds of which changes are sent, and whether callbacks tell them. With low memory those
+# are totals, as a change would have to remember the total before.
+_DELTA_KINDS: dict[str, frozenset[tuple[InstrumentKind, bool]]] = {
+    "DELTA": frozenset((("counter", False), ("counter", True), ("histogram", False))),
+    "LOWMEMORY": frozenset((("counter", False), ("histogram", False))),
+}
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
@@ -187,13 +195,13 @@ def _preferences() -> Preferences:
     buckets = (
         sources.standard("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION") or "explicit_bucket_histogram"
     )
-    if wanted not in ("CUMULATIVE", "DELTA", "LOWMEMORY"):
+    if wanted not in ("CUMULATIVE", *_DELTA_KINDS):
         _log.warning("otel_perf: the temporality preference %r is unknown, so cumulative is used", wanted)
     exponential = buckets == "base2_exponential_bucket_histogram"
     if not exponential and buckets != "explicit_bucket_histogram":
         _log.warning("otel_perf: the histogram aggregation %r is unknown, so explicit buckets are used", buckets)
     return Preferences(
-        frozenset(("counter", "histogram")) if wanted in ("DELTA", "LOWMEMORY") else frozenset(),
+        _DELTA_KINDS.get(wanted, frozenset()),
         {"histogram": ExponentialBucketHistogramAggregation()} if exponential else {},
     )
 
