@@ -45,6 +45,7 @@ _get_context, _SUPPRESS_KEY, _SPAN_KEY = sdk.get_context, sdk.SUPPRESS_KEY, sdk.
 _now_ns = time.perf_counter_ns
 _LEFT: Scope = {}
 _HTTP_ROUTE, _HTTP_STATUS = c.HTTP_ROUTE, c.HTTP_STATUS
+_FLAGS = tuple(f"{number:02x}" for number in range(256))
 _random_bits = random.getrandbits
 _set_request_id, _reset_request_id = logs.request_id.set, logs.request_id.reset
 
@@ -156,19 +157,27 @@ class Request(Operation):
             self.recorded = None
             self._inactive()
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """The app's way out: puts our headers on the response and sees its last byte."""
         kind = message["type"]
-        if kind == "http.response.start":
-            message = self._respond(message)
-        await self._send(message)
         if kind == "http.response.body":
-            if not self._trailers and not message.get("more_body"):
-                self._last_byte()
-        elif kind == "http.response.pathsend" or (
-            kind == "http.response.trailers" and not message.get("more_trailers")
-        ):
-            self._last_byte()
+            if message.get("more_body") or self._trailers:
+                return self._send(message)
+            return self._send_last(message)
+        if kind == "http.response.start":
+            return self._send(self._respond(message))
+        if kind == "http.response.pathsend" or (kind == "http.response.trailers" and not message.get("more_trailers")):
+            return self._send_last(message)
+        return self._send(message)
+
+    async def _send_last(self, message: Message) -> None:
+        await self._send(message)
+        if self.status is not None and self.status >= 500:
+            # Starlette answers 500 before it hands on the exception, which says more than the status.
+            self._ended_ns = _now_ns()
+            self._inactive()
+        else:
+            self._finish(None)
 
     def _respond(self, message: Message) -> Message:
         try:
@@ -176,10 +185,8 @@ class Request(Operation):
             self._trailers = bool(message.get("trailers"))
             self._headers = sent = list(message.get("headers", ()))
             names: dict[bytes, bytes] = dict(sent)
-            together = b"".join(names)
-            if together.lower() != together:  # ASGI wants them small
-                names = {name.lower(): value for name, value in sent}
-            own = names.get(b"x-request-id")
+            # ASGI wants names in small letters; these are the other ways in which people write this one.
+            own = names.get(b"x-request-id") or names.get(b"X-Request-ID") or names.get(b"X-Request-Id")
             if own is not None:
                 # A middleware of the app's own gives ids: what the client sees counts.
                 self.request_id = headers.well_formed(own) or self.request_id
@@ -189,7 +196,8 @@ class Request(Operation):
             of = self.recorded if self._share.span else self._foreign()
             known = self._known
             if of is not None and known is not None and known.trace_response and b"traceresponse" not in names:
-                sent.append((b"traceresponse", b"00-%032x-%016x-%02x" % (of[0], of[1], of[3])))
+                trace_id, span_id = of[0].to_bytes(16, "big").hex(), of[1].to_bytes(8, "big").hex()
+                sent.append((b"traceresponse", f"00-{trace_id}-{span_id}-{_FLAGS[of[3]]}".encode()))
             # Neither the message nor its list is ours: a response object may be sent many times.
             return {**message, "headers": sent}
         except Exception:
@@ -208,14 +216,6 @@ class Request(Operation):
             foreign.fail(span, str(self.status) if error is None else redaction.exception_type(error))
         ids: SpanContext = span.get_span_context()
         return ids
-
-    def _last_byte(self) -> None:
-        if self.status is not None and self.status >= 500:
-            # Starlette answers 500 before it hands on the exception, which says more than the status.
-            self._ended_ns = _now_ns()
-            self._inactive()
-        else:
-            self._finish(None)
 
     def end(self, error: BaseException | None = None) -> None:
         """The app returned or raised; does nothing when the response was complete before."""

@@ -10,14 +10,14 @@ Transaction control (COMMIT, ROLLBACK, SAVEPOINT) is not a query. Waiting for a 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from otel_perf import catalogue, guard, redaction
 from otel_perf import conventions as c
@@ -25,6 +25,9 @@ from otel_perf.integrations.patch import Holds
 from otel_perf.integrations.registry import Undo
 from otel_perf.telemetry import operation, runtime
 from otel_perf.telemetry.operation import QUERY, Operation
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 __all__ = ["instrument", "matches"]
 
@@ -68,7 +71,14 @@ class _Server:
 
 def matches(target: object) -> bool:
     """Whether this is an engine."""
-    return isinstance(target, (Engine, AsyncEngine))
+    return isinstance(target, Engine) or _is_async(target)
+
+
+def _is_async(target: object) -> TypeGuard[AsyncEngine]:
+    # SQLAlchemy's module for it cannot be imported without greenlet; whoever has such an engine has imported it.
+    module = sys.modules.get("sqlalchemy.ext.asyncio")
+    known: Any = getattr(module, "AsyncEngine", None)
+    return known is not None and isinstance(target, known)
 
 
 def instrument(target: Engine | AsyncEngine | None = None) -> Undo:
@@ -78,7 +88,7 @@ def instrument(target: Engine | AsyncEngine | None = None) -> Undo:
         _watching = True
         catalogue.watch(c.POOL_COUNT, _pool_counts)
         catalogue.watch(c.POOL_MAX, _pool_limits)
-    engine: Any = target.sync_engine if isinstance(target, AsyncEngine) else target
+    engine: Any = target.sync_engine if _is_async(target) else target
     if engine is not None:
         _pooled.add(engine)
     whom = Engine if engine is None else engine

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +35,36 @@ def engine(tmp_path: Path) -> Iterator[sa.Engine]:
     _METADATA.create_all(made)
     yield made
     made.dispose()
+
+
+_WITHOUT_GREENLET = """
+import sys
+sys.modules["greenlet"] = None  # to import it is an ImportError from now on
+import sqlalchemy
+import otel_perf
+try:
+    import sqlalchemy.ext.asyncio
+except ImportError:
+    pass
+else:
+    raise AssertionError("SQLAlchemy's part for asyncio can do without greenlet; this test shows nothing")
+from otel_perf.testing import capture
+with capture() as telemetry:
+    engine = sqlalchemy.create_engine("sqlite://")
+    async def app(scope, receive, send): pass
+    with otel_perf.instrument(engine), engine.connect() as connection:
+        connection.execute(sqlalchemy.text("SELECT 1"))
+    otel_perf.instrument(app)
+    with otel_perf.instrument("sqlalchemy"), engine.connect() as connection:
+        connection.execute(sqlalchemy.text("SELECT 1"))
+    assert [each.name for each in telemetry.spans] == ["SELECT", "SELECT"], telemetry.spans
+"""
+
+
+def test_without_greenlet_an_engine_is_measured_all_the_same() -> None:
+    """Only SQLAlchemy's part for asyncio needs it; without it engines, and other targets, are instrumented."""
+    done = subprocess.run([sys.executable, "-c", _WITHOUT_GREENLET], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_query_is_a_span_and_a_duration(telemetry: Telemetry, engine: sa.Engine) -> None:
