@@ -12,7 +12,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor
 from opentelemetry.sdk.trace import sampling as stock_sampling
 
-from otel_perf import catalogue, guard
+from otel_perf import catalogue, guard, sources
 from otel_perf import conventions as c
 from otel_perf._version import __version__
 from otel_perf.insight import live
@@ -188,7 +188,8 @@ def _tracer_provider(
 def _own_provider(resource: Resource) -> TracerProvider:
     global _provider
     if _provider is None:
-        limits = SpanLimits(max_attribute_length=2048)
+        own = sources.standard("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT") is None
+        limits = SpanLimits(max_attribute_length=2048) if own else SpanLimits()
         _provider = TracerProvider(_sampler, resource, shutdown_on_exit=False, span_limits=limits)
         _ours.append(_provider)
     sdk.reset_provider(_provider, resource, _relay)

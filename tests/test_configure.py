@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -23,7 +24,6 @@ from otel_perf import measure
 from otel_perf.settings import Settings
 from otel_perf.telemetry import runtime, transport, ways
 from otel_perf.testing import FakeCollector
-from tests.telemetry.receiver import receiver
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -177,13 +177,13 @@ def test_headers_of_a_signal_win_over_the_general_ones(monkeypatch):
     """Spans carry their own, metrics the general ones, over a real connection."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=general")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "authorization=spans")
-    with receiver() as kept:
+    with FakeCollector() as kept:
         otel_perf.configure(service_name="t", endpoint=kept.url)
         with measure("work"):
             pass
         assert otel_perf.flush()
         otel_perf.shutdown()
-    sent = {path: headers["authorization"] for path, headers in kept.requests}
+    sent = {each.path: each.headers["authorization"] for each in kept.requests}
     assert sent == {"/v1/traces": "spans", "/v1/metrics": "general"}
 
 
@@ -292,3 +292,39 @@ def test_spans_without_an_answer_count_as_lost(caplog):
         assert not otel_perf.shutdown(0.2)
         (said,) = [each for each in caplog.messages if "could not be delivered" in each]
         assert said.startswith("otel_perf: 1 spans")
+
+
+LIMITED = """
+import asyncio, otel_perf
+from otel_perf.testing import capture
+
+async def app(scope, receive, send):
+    scope["route"] = type("R", (), {"path_format": "/a-long-route/{x}", "path_regex": __import__("re").compile(".*")})()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+async def send(message): pass
+
+scope = {"type": "http", "method": "GET", "path": "/a-long-route/1", "headers": [], "query_string": b""}
+with capture() as captured:
+    asyncio.run(otel_perf.instrument(app)(scope, None, send))
+    with otel_perf.measure("work") as op:
+        op.set("text", "x" * 3000)
+    texts = [v for each in captured.spans for v in each.attributes.values() if isinstance(v, str)]
+    print(max(map(len, texts)), captured.spans[0].attributes["http.route"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [
+        (None, "2048 /a-long-route/{x}"),
+        ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "8 /a-long-"),
+        ("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "8 /a-long-"),
+    ],
+)
+def test_the_standard_limit_of_length_is_kept(variable, expected):
+    """Without a limit in the environment texts end at 2048 characters; with one it holds, for routes as well."""
+    environ = {**os.environ, **({variable: "8"} if variable else {})}
+    done = subprocess.run([sys.executable, "-c", LIMITED], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected

@@ -41,7 +41,6 @@ TESTED_ELSEWHERE = {
     "otel_perf/integrations/patch.py": "test_httpx",
     "otel_perf/integrations/providers.py": "test_engines",
     "otel_perf/integrations/request.py": "test_asgi",
-    "otel_perf/integrations/routes.py": "test_fastapi",
     "otel_perf/integrations/tracebacks.py": "test_fastapi",
     "otel_perf/integrations/upstream.py": "test_engines",
     "otel_perf/testing/behaviour.py": "test_testing",

@@ -58,11 +58,9 @@ class Middleware:
             await self._other(scope, receive, send)
             return
         share = self.share
+        marked = others.FASTAPI in scope or others.STARLETTE in scope
         # What FastAPI leaves in the scope was counted in already where its own telemetry stays on.
-        if (
-            share.duration and not self._native
-            and (type(send) is FunctionType or others.FASTAPI in scope or others.STARLETTE in scope)
-        ):  # fmt: skip
+        if share.duration and not self._native and (marked or type(send) is FunctionType):
             share = others.around(scope, send) or share
         request = scope[MARK] = Request(self.routes, share, scope, send)
         request.begin()
@@ -80,10 +78,16 @@ class Middleware:
                 request.end()
         finally:
             request.leave()
+            # Somebody may hand the same scope to another app.
             scope.pop(MARK, None)
+            if not marked:
+                scope.pop(others.FASTAPI, None)
+                scope.pop(others.STARLETTE, None)
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan" or _LIFESPAN_MARK in scope:
+            if not self._native:
+                scope[others.FASTAPI] = None  # as with requests, it is off in mounted apps too
             await self.app(scope, receive, send)
             return
         scope[_LIFESPAN_MARK] = True

@@ -96,7 +96,7 @@ def attributes(
     if agent is not None:
         found[_AGENT] = _agent(agent) if len(agent) <= _MAX_LENGTH else _agent.__wrapped__(agent)
     client = scope.get("client")
-    if client is not None:
+    if client is not None and client[0] is not None:
         found[_CLIENT] = _address(client[0])
     host = seen.get(b"host")
     # Longer ones than a name can be are not kept in the cache.

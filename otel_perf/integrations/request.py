@@ -59,13 +59,15 @@ class Request(Operation):
 
     __slots__ = (
         "_active", "_attached", "_ended_ns", "_headers", "_id_token", "_known", "_routes", "_send", "_share",
-        "_trailers", "excluded", "request_id", "routed", "status",
+        "_trailers", "excluded", "request_id", "routed", "router", "status",
     )  # fmt: skip
 
     def __init__(self, routes: Routes, share: Share, scope: Scope, send: Send) -> None:
         super().__init__(REQUEST, "HTTP", [])
         self.stopped = True
         self.routed = scope
+        #: What stands before the first router that it came to; see `routes`.
+        self.router: object = None
         self.request_id: str | None = None
         self.status: int | None = None
         self.excluded = False
@@ -120,6 +122,7 @@ class Request(Operation):
     def _start(self, scope: Scope, known: Plan, in_force: runtime.Runtime, seen: dict[bytes, bytes]) -> None:
         # Also where another makes span and metric there is an operation: what is below belongs to it.
         self.stopped = False
+        self.started_ns = _now_ns()
         original: str = scope["method"]
         if original in _METHODS:
             self.name = method = original
@@ -138,16 +141,24 @@ class Request(Operation):
             self.runtime = in_force
         context = _get_context()
         if share.span and not context.get(_SUPPRESS_KEY):
-            links: tuple[Link, ...] = ()
-            if known.carried.isdisjoint(seen):
-                above: Any = context.get(_SPAN_KEY)
-                parent = None if above is None else above.get_span_context()
-            else:
-                parent, context, links = known.caller(seen, scheme, context)
-            attributes = partial(headers.attributes, scope, seen, labels, self.request_id)
-            operation.open_span(self, in_force, parent, context, attributes, links=links)
+            try:
+                self._open(scope, known, in_force, seen, context)
+            except Exception:  # of a sampler or a processor, say: the request is measured without a span
+                guard.note("opening the span of a request")
         self.activate()
         self.started_ns = _now_ns()
+
+    def _open(
+        self, scope: Scope, known: Plan, in_force: runtime.Runtime, seen: dict[bytes, bytes], context: Context
+    ) -> None:
+        links: tuple[Link, ...] = ()
+        if known.carried.isdisjoint(seen):
+            above: Any = context.get(_SPAN_KEY)
+            parent = None if above is None else above.get_span_context()
+        else:
+            parent, context, links = known.caller(seen, self.labels[3], context)
+        attributes = partial(headers.attributes, scope, seen, self.labels, self.request_id)
+        operation.open_span(self, in_force, parent, context, attributes, links=links)
 
     def exclude(self) -> None:
         """Takes it out of what is measured after all: only routing tells of some requests that nobody wants them."""
@@ -255,7 +266,7 @@ class Request(Operation):
             span: Any = self.span
             if route is not None and self.recorded is not None:
                 name = f"{self.name} {route}"
-                if type(span) is LeanSpan and status is not None and len(route) <= redaction.MAX_LENGTH:
+                if type(span) is LeanSpan and status is not None and len(route) <= span.longest_attribute:
                     # As `stop` would do, but that works for any labels. A template is the developer's own text.
                     span.settle(name, {_HTTP_ROUTE: route, _HTTP_STATUS: status})
                     self.told = labels.copy()

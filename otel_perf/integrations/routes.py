@@ -7,6 +7,7 @@ walked again when the scope holds one that is unknown. Nothing is imported for i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,9 @@ Scope = MutableMapping[str, Any]
 MARK = "otel_perf"
 
 _DEEPEST = 16
-# Objects that no walk finds (routers of people's own making) must not cost a walk for ever.
+# Objects that no walk finds (routers of people's own making) must not cost a walk each time.
 _FUTILE_WALKS = 32
+_FUTILE_FOR_S = 60.0
 _MOST_STRANGERS = 1024
 
 
@@ -35,6 +37,8 @@ class _Entry:
     mounts: tuple[Any, ...] = ()
     #: What the scope's endpoint is when this mount itself answered; None for routes.
     mounted: Any = None
+    #: Whether no walk found it: what leads to it is not known.
+    stranger: bool = False
 
     def fits(self, path: str) -> bool:
         """Whether a path leads here, by the expressions that the framework compiled."""
@@ -58,7 +62,14 @@ class _Probe:
     def __call__(self, scope: Scope, receive: Any, send: Any) -> Awaitable[None]:
         request = scope.get(MARK)
         if request is not None:
-            request.routed = scope
+            # An endpoint may ask its own app, or another, with a copy of the scope: that is no way of this request.
+            endpoint = scope.get("endpoint")
+            if endpoint is None:
+                if request.router is None:
+                    request.router = self
+                    request.routed = scope
+            elif hasattr(endpoint, "routes") or hasattr(endpoint, "app"):
+                request.routed = scope
         answer: Awaitable[None] = self.app(scope, receive, send)
         return answer
 
@@ -66,12 +77,12 @@ class _Probe:
 class Routes:
     """The templates of one app."""
 
-    __slots__ = ("_app", "_found", "_futile", "_probed")
+    __slots__ = ("_app", "_found", "_futile", "_probed", "_since")
 
     def __init__(self, app: Any) -> None:
         self._app = app
         self._found: dict[int, list[_Entry]] = {}
-        self._futile = 0
+        self._futile, self._since = 0, 0.0
         self._probed: list[tuple[Any, _Probe]] = []
 
     def template(self, scope: Scope) -> str | None:
@@ -85,7 +96,8 @@ class Routes:
             entries = self._found.get(id(key)) or self._learn(key)
             first = entries[0]
             if first.mounted is None or scope.get("endpoint") is first.mounted:
-                return first.template if len(entries) == 1 else self._fitting(key, entries, scope)
+                alone = len(entries) == 1 and not first.stranger
+                return first.template if alone else self._fitting(key, entries, scope)
         endpoint = scope.get("endpoint")
         if endpoint is None:
             return None
@@ -101,9 +113,13 @@ class Routes:
         for entry in self._learn(key):
             if entry.fits(path):
                 return entry.template
-        return entries[0].template if len(entries) == 1 else None
+        # No route rather than a wrong one: of a stranger the template may lack what its mounts have in front.
+        return entries[0].template if len(entries) == 1 and not entries[0].stranger else None
 
     def _learn(self, key: Any) -> list[_Entry]:
+        now = time.monotonic()
+        if now - self._since >= _FUTILE_FOR_S:
+            self._since, self._futile = now, 0
         if self._futile < _FUTILE_WALKS:
             before = self._found.get(id(key), [])
             self.refresh()
@@ -114,7 +130,7 @@ class Routes:
             if entries:
                 return entries
         template = getattr(key, "path_format", None)
-        entries = [_Entry(key, template if isinstance(template, str) else None)]
+        entries = [_Entry(key, template if isinstance(template, str) else None, stranger=True)]
         if len(self._found) < _MOST_STRANGERS:
             self._found[id(key)] = entries
         return entries

@@ -280,10 +280,10 @@ def start(
                 parent = None if above is None else above.get_span_context()
                 known = partial(_known, keys, values, attributes)
                 open_span(operation, in_force, parent, context, known, links=links)
-        if activate:  # also before `configure()`, so that a handle that several share finds its own again
-            operation.activate()
     except Exception:
         guard.note(f"starting a {kind.name}")
+    if activate:  # also before `configure()`, so that a handle that several share finds its own again
+        operation.activate()
     operation.started_ns = _now_ns()
     return operation
 

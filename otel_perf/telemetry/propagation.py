@@ -113,7 +113,7 @@ def _state(header: str) -> TraceState:
 
 def members(header: str) -> dict[str, str]:
     """The entries of a `baggage` header, those that are well-formed; properties stay with their value, as upstream."""
-    if len(header) > _LONGEST_BAGGAGE or not header.isascii():
+    if len(header) > _LONGEST_BAGGAGE:
         return {}
     entries: dict[str, str] = {}
     for member in header.split(",", _MOST_MEMBERS)[:_MOST_MEMBERS]:

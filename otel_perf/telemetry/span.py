@@ -191,6 +191,11 @@ class LeanSpan(stock.Span):
             if len(own) > most:
                 self._trim_attributes(most)
 
+    @property
+    def longest_attribute(self) -> int:
+        """How long a text may be."""
+        return self._tracer.longest_attribute
+
     def settle(self, name: str, attributes: Mapping[str, Any]) -> None:
         """Gives the name that is known in the end, and attributes that are clean, not long, and not there yet.
 

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry import baggage, propagate, trace
+from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
 
 import otel_perf
@@ -479,6 +480,29 @@ def test_a_configure_in_the_middle_of_a_request_leaves_counts_whole(telemetry):
     assert [point.value for point in telemetry.points(ACTIVE)] in ([], [0])
 
 
+def test_a_span_that_cannot_be_opened_costs_the_span_only(telemetry, monkeypatch):
+    """A processor of the application's that fails at the start leaves a request with its true duration and no span."""
+
+    class Failing(SpanProcessor):
+        def on_start(self, span, parent_context=None):
+            raise ZeroDivisionError
+
+    monkeypatch.setattr("otel_perf.guard.strict", False)
+    telemetry.runtime.tracer_provider.add_span_processor(Failing())
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(operation.current())
+        await send(START)
+        await send(BODY)
+
+    drive(instrument(app))
+    (point,) = telemetry.points("http.server.request.duration")
+    assert point.count == 1
+    assert 0 <= point.sum < 60
+    assert seen[0].seconds < 60
+
+
 def test_headers_that_can_be_read_once_are_read_by_the_app_too(telemetry):
     """ASGI lets a server hand over any iterable of headers: what we read is still there for the app."""
     seen = []
@@ -540,7 +564,7 @@ def test_other_event_loops_flush_by_anyio(telemetry, monkeypatch):
 
 
 def test_websockets_pass_untouched(telemetry):
-    """A websocket is no request: nothing is added and nothing counted."""
+    """A websocket is no request: nothing is counted, and only what keeps FastAPI from measuring it is added."""
     seen = []
 
     async def app(scope, receive, send):
@@ -549,7 +573,7 @@ def test_websockets_pass_untouched(telemetry):
 
     sent = drive(instrument(app), type="websocket")
     assert sent == [{"type": "websocket.accept", "headers": []}]
-    assert seen == [sorted(scope())]
+    assert seen == [sorted({**scope(), "fastapi.telemetry": None})]
     assert telemetry.spans == []
     assert not telemetry.points(DURATION)
 

@@ -34,7 +34,7 @@ traceparents = st.builds(
 )  # fmt: skip
 members = st.builds(
     lambda a, key, b, c, value, rest, d: f"{a}{key}{b}={c}{value}{rest}{d}",
-    spaces, st.text('abz09_-*@/%+"', max_size=6), spaces, spaces, st.text('abz09%2 +;,=\\"', max_size=10),
+    spaces, st.text('abz09_-*@/%+"é', max_size=6), spaces, spaces, st.text('abz09%2 +;,=\\"é', max_size=10),
     st.sampled_from(["", ";p", ";p=1", " ; p = 1 ;q", ";", ";=1"]), spaces,
 )  # fmt: skip
 lists = st.lists(st.one_of(members, st.just("")), max_size=5).map(",".join)
