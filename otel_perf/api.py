@@ -188,7 +188,7 @@ def _tracer_provider(
 def _own_provider(resource: Resource) -> TracerProvider:
     global _provider
     if _provider is None:
-        own = sources.standard("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT") is None
+        own = not sources.standard("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT")
         limits = SpanLimits(max_attribute_length=2048) if own else SpanLimits()
         _provider = TracerProvider(_sampler, resource, shutdown_on_exit=False, span_limits=limits)
         _ours.append(_provider)

@@ -27,7 +27,7 @@ from otel_perf import api, guard, measure
 from otel_perf import conventions as c
 from otel_perf.settings import Settings, SettingsError
 from otel_perf.telemetry import runtime, sampling, sdk
-from tests.telemetry.receiver import dead, receiver, silent
+from otel_perf.testing import FakeCollector, behaviour
 
 ROOT = Path(__file__).parent.parent
 
@@ -81,15 +81,15 @@ def test_configured_again_counts_start_anew(telemetry):
     held_tracer = trace.get_tracer("library")
     with measure("first"):
         held_counter.add(5)
-    with receiver() as kept:
+    with FakeCollector() as kept:
         otel_perf.configure(service_name="second", endpoint=kept.url)
         with measure("second"), held_tracer.start_as_current_span("held"):
             held_counter.add(2)
         assert otel_perf.flush()
         otel_perf.shutdown()
-        assert {span.name for _, span in kept.spans} == {"second", "held"}
-        assert kept.metric("held.total").sum.data_points[0].as_int == 2
-        assert [each.count for each in kept.metric("operation.duration").histogram.data_points] == [1]
+        assert {span.name for span in kept.spans} == {"second", "held"}
+        assert kept.metric("held.total").points[0].as_int == 2
+        assert [each.count for each in kept.metric("operation.duration").points] == [1]
 
 
 def test_the_resource_says_who_and_where():
@@ -126,10 +126,17 @@ def test_samplers(name, kind, sampled):
     assert (kind == "ParentBased") == isinstance(made, ParentBased)
 
 
+def dead() -> str:
+    """An address where nobody listens."""
+    with FakeCollector() as collector:
+        pass
+    return collector.url
+
+
 def test_flush_and_shutdown_are_in_time_and_truthful():
     """An endpoint that hangs: no, and in time; a dead one: no, counted; without any: yes."""
-    with silent() as url:
-        otel_perf.configure(service_name="t", endpoint=url, export_timeout_s=1)
+    with FakeCollector(behaviour.hang()) as silent:
+        otel_perf.configure(service_name="t", endpoint=silent.url, export_timeout_s=1)
         with measure("work"):
             pass
         began = time.monotonic()
@@ -175,13 +182,13 @@ def test_our_own_faults_are_counted_as_a_metric(telemetry, monkeypatch):
 def test_the_temporality_that_the_standard_variable_asks_for(monkeypatch):
     """The stock exporter's own variables hold for what we send."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")
-    with receiver() as kept:
+    with FakeCollector() as kept:
         otel_perf.configure(service_name="t", endpoint=kept.url, metric_interval_s=3600)
         for _ in range(2):
             with measure("work"):
                 pass
             assert otel_perf.flush()
-            histogram = kept.metric("operation.duration").histogram
+            histogram = kept.metric("operation.duration").data.histogram
             assert (histogram.aggregation_temporality, histogram.data_points[0].count) == (1, 1)
         otel_perf.shutdown()
 
@@ -202,12 +209,12 @@ def test_a_reader_of_the_applications_is_stopped_with_us(telemetry):
 
 def test_force_flush_of_the_global_provider_reaches_our_sender():
     """Serverless hosts and test tools flush by the OpenTelemetry API."""
-    with receiver() as kept:
+    with FakeCollector() as kept:
         otel_perf.configure(service_name="t", endpoint=kept.url, span_interval_s=60)
         with measure("work"):
             pass
         assert runtime.current.tracer_provider.force_flush(10_000)
-        assert [span.name for _, span in kept.spans] == ["work"]
+        assert [span.name for span in kept.spans] == ["work"]
         otel_perf.shutdown()
     assert api._Relay().force_flush()
 
@@ -225,14 +232,14 @@ def in_a_child() -> None:
 @forks
 def test_a_child_of_multiprocessing_loses_nothing_at_its_end():
     """It leaves without `atexit`, and sends what it has all the same."""
-    with receiver() as kept:
+    with FakeCollector() as kept:
         otel_perf.configure(service_name="t", endpoint=kept.url, span_interval_s=60, metric_interval_s=3600)
         process = multiprocessing.get_context("fork").Process(target=in_a_child)
         process.start()
         process.join()
         assert process.exitcode == 0
-        assert [span.name for _, span in kept.spans] == ["child"]
-        assert kept.metric("operation.duration").histogram.data_points[0].count == 1
+        assert [span.name for span in kept.spans] == ["child"]
+        assert kept.metric("operation.duration").points[0].count == 1
         otel_perf.shutdown()
 
 
@@ -302,7 +309,7 @@ def test_joined_twice_metrics_still_arrive_once():
 
 def test_our_providers_are_the_global_ones_where_there_are_none():
     """Libraries that ask OpenTelemetry get ours, also those that asked before `configure()`."""
-    with receiver() as kept:
+    with FakeCollector() as kept:
         run(
             """
             from opentelemetry import metrics, trace
@@ -315,9 +322,9 @@ def test_our_providers_are_the_global_ones_where_there_are_none():
             """,
             OTEL_EXPORTER_OTLP_ENDPOINT=kept.url,
         )
-        spans = {span.name: span for _, span in kept.spans}
-        assert spans["ours"].parent_span_id == spans["theirs"].span_id
-        assert kept.metric("early.total").sum.data_points[0].as_int == 1
+        spans = {span.name: span for span in kept.spans}
+        assert spans["ours"].parent_id == spans["theirs"].span_id
+        assert kept.metric("early.total").points[0].as_int == 1
 
 
 # Joining, with providers that stand where an application's own would: the real ones are set once a process -----------

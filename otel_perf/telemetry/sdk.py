@@ -51,6 +51,7 @@ __all__ = [
     "bind_reader",
     "exporter_preferences",
     "get_context",
+    "heed_answers",
     "instance_id",
     "is_proxy",
     "is_usual_propagator",
@@ -67,15 +68,17 @@ _log = logging.getLogger("otel_perf")
 
 #: Every private name of OpenTelemetry that is used here or by what is built on this. A test takes each away in turn.
 PRIVATE_NAMES = (
-    "_Gauge", "_RUNTIME_CONTEXT", "_SUPPRESS_INSTRUMENTATION_KEY", "_active_span_processor", "_add_event",
-    "_add_link", "_attributes", "_boundaries", "_client", "_context", "_current_context", "_end_time", "_events",
-    "_instrument_class_aggregation", "_instrument_class_temporality", "_instrumentation_info",
-    "_instrumentation_scope", "_kind", "_links", "_local_parent_not_sampled", "_local_parent_sampled", "_max_scale",
-    "_max_size", "_name", "_on_ending", "_parent", "_preferred_aggregation", "_preferred_temporality", "_propagators",
-    "_record_exception", "_remote_parent_not_sampled", "_remote_parent_sampled", "_resource", "_root",
-    "_set_collect_callback", "_set_meter_provider", "_set_resource", "_set_status_on_exception", "_set_tracer_config",
-    "_shutdown_event", "_shutdown_in_progress", "_span_limits", "_span_processors", "_start_time", "_status",
-    "_tracer", "_tracer_config", "_tracer_metrics", "_tracers", "_tracers_lock", "_update_resource",
+    "_Gauge", "_RUNTIME_CONTEXT", "_SUPPRESS_INSTRUMENTATION_KEY", "_active_span_processor", "_add_event", "_add_link",
+    "_aggregation", "_aggregation_cardinality_limit", "_attribute_keys", "_attributes", "_boundaries", "_client",
+    "_context", "_current_context", "_description", "_end_time", "_events", "_instrument_class_aggregation",
+    "_instrument_class_temporality", "_instrument_name", "_instrument_type", "_instrument_unit",
+    "_instrumentation_info", "_instrumentation_scope", "_kind", "_links", "_local_parent_not_sampled",
+    "_local_parent_sampled", "_max_scale", "_max_size", "_meter_name", "_meter_schema_url", "_meter_version", "_name",
+    "_on_ending", "_parent", "_preferred_aggregation", "_preferred_temporality", "_propagators", "_record_exception",
+    "_remote_parent_not_sampled", "_remote_parent_sampled", "_resource", "_root", "_set_collect_callback",
+    "_set_meter_provider", "_set_resource", "_set_status_on_exception", "_set_tracer_config", "_shutdown_event",
+    "_shutdown_in_progress", "_span_limits", "_span_processors", "_start_time", "_status", "_stub", "_tracer",
+    "_tracer_config", "_tracer_metrics", "_tracers", "_tracers_lock", "_update_resource",
 )  # fmt: skip
 
 #: The context key of the current span, asked of the API itself, which has a private name for it.
@@ -154,13 +157,13 @@ def reset_provider(provider: Any, resource: Resource, processor: SpanProcessor) 
         provider.add_span_processor(processor)
 
 
-def argument(made: object, name: str) -> Any:
+def argument(made: object, name: str, *usual: object) -> Any:
     """What a view or an aggregation was made with: it keeps its arguments under their names, made private.
 
     Raises:
-        AttributeError: where this SDK keeps it otherwise.
+        AttributeError: where this SDK keeps it otherwise, and no usual value is given.
     """
-    return getattr(made, f"_{name}")
+    return getattr(made, f"_{name}", *usual)
 
 
 def stop_retrying(exporter: object) -> None:
@@ -170,6 +173,32 @@ def stop_retrying(exporter: object) -> None:
     stop = stop or getattr(exporter, "_shutdown_in_progress", None)
     if isinstance(stop, threading.Event):
         stop.set()
+
+
+class _Heeding:
+    """A client of a stock gRPC exporter; somebody hears the answers."""
+
+    def __init__(self, client: Any, heed: Callable[[Any], None]) -> None:
+        self._export = client.Export
+        self._heed = heed
+
+    def Export(self, *args: Any, **more: Any) -> Any:  # noqa: N802 -- gRPC's name
+        answer = self._export(*args, **more)
+        self._heed(answer)
+        return answer
+
+
+def heed_answers(exporter: Any, heed: Callable[[Any], None]) -> None:
+    """Tells what a stock gRPC exporter is answered, which it does not read itself; without its names, nothing."""
+    make: Any = getattr(exporter, "_stub", None)
+    client: Any = getattr(exporter, "_client", None)
+    if callable(make) and hasattr(client, "Export"):
+
+        def made(channel: Any) -> _Heeding:
+            return _Heeding(make(channel), heed)
+
+        exporter._client = _Heeding(client, heed)
+        exporter._stub = made  # where a lost connection is made anew
 
 
 def _context_calls() -> tuple[
@@ -210,10 +239,10 @@ class Preferences:
             return None
         if instrument.metric.kind == "histogram":
             if isinstance(wanted, ExponentialBucketHistogramAggregation):
-                scale = getattr(wanted, "_max_scale", 20)
-                return Exponential(scale, max_size=getattr(wanted, "_max_size", 160))
+                scale = argument(wanted, "max_scale", 20)
+                return Exponential(scale, max_size=argument(wanted, "max_size", 160))
             if isinstance(wanted, ExplicitBucketHistogramAggregation) and not instrument.metric.buckets:
-                bounds = getattr(wanted, "_boundaries", None)
+                bounds = argument(wanted, "boundaries", None)
                 if bounds:
                     return Explicit(tuple(bounds))
         return default_cell(series)
@@ -233,7 +262,9 @@ def exporter_preferences(exporter: MetricExporter) -> Preferences:
 
 def _preferences(temporality: dict[type, object], aggregation: dict[type, object]) -> Preferences:
     delta = [key for key, wanted in _KINDS.items() if _lookup(temporality, wanted) is AggregationTemporality.DELTA]
-    aggregations = {kind: _lookup(aggregation, wanted) for (kind, observed), wanted in _KINDS.items() if not observed}
+    aggregations: dict[InstrumentKind, object] = {
+        kind: _lookup(aggregation, wanted) for (kind, observed), wanted in _KINDS.items() if not observed
+    }
     return Preferences(frozenset(delta), aggregations)
 
 

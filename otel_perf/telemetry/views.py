@@ -116,9 +116,10 @@ def _kind(aggregation: object, usual: Any) -> Any:
 
 def _cell(aggregation: object, series: Series) -> Cell | None:
     if isinstance(aggregation, ExponentialBucketHistogramAggregation):
-        return Exponential(sdk.argument(aggregation, "max_scale"), max_size=sdk.argument(aggregation, "max_size"))
+        scale = sdk.argument(aggregation, "max_scale", 20)
+        return Exponential(scale, max_size=sdk.argument(aggregation, "max_size", 160))
     if isinstance(aggregation, ExplicitBucketHistogramAggregation):
-        bounds = sdk.argument(aggregation, "boundaries")
+        bounds = sdk.argument(aggregation, "boundaries", None)
         if bounds is not None:
             return Explicit(tuple(bounds))
     return default_cell(series)

@@ -15,9 +15,9 @@ from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult,
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from otel_perf import guard
+from otel_perf import guard, redaction
 from otel_perf.telemetry import foreign, sdk
-from otel_perf.telemetry.delivery import LOST, Answer, Delivery, packed
+from otel_perf.telemetry.delivery import LOST, Answer, Delivery, packed, partial_success, say
 from otel_perf.telemetry.otlp import spans_request
 from otel_perf.telemetry.otlp_metrics import metrics_request
 
@@ -173,13 +173,31 @@ _quiet = _OncePerMinute()
 
 
 class _Stock:
-    """The stock exporter retries by itself; it says neither what was rejected nor how large a batch is."""
+    """The stock exporter retries by itself; it does not say how large a batch is, and what was rejected we hear."""
 
-    def __init__(self, exporter: Any) -> None:
+    def __init__(self, exporter: Any, signal: str) -> None:
         self._exporter = exporter
+        self._signal = signal
+        self._rejected = 0
         self._closed = False
+        sdk.heed_answers(exporter, self._heed)
         for name in _LOGGERS:
             logging.getLogger(name).addFilter(_quiet)  # adding the same filter twice changes nothing
+
+    def _heed(self, answer: Any) -> None:
+        try:
+            self._rejected, message = partial_success(answer.SerializeToString())
+            if self._rejected or message:
+                told = (
+                    f"the gRPC endpoint rejected {self._rejected} of the {self._signal}: {redaction.message(message)}"
+                )
+                say("rejected", f"gRPC {self._signal}", told)
+        except Exception:  # the stock exporter would take it for a failure of its own
+            guard.note("reading an answer over gRPC")
+
+    def _answer(self, taken: bool) -> Answer:
+        rejected, self._rejected = self._rejected, 0
+        return Answer(True, rejected) if taken else LOST
 
     def stop(self, deadline: float) -> None:  # noqa: ARG002  # whoever refuses now gets no second chance
         sdk.stop_retrying(self._exporter)
@@ -197,22 +215,22 @@ class StockSpans(_Stock):
     """Spans, by a stock exporter: read-only copies, those of other libraries redacted."""
 
     def __init__(self, exporter: SpanExporter) -> None:
-        super().__init__(exporter)
+        super().__init__(exporter, "spans")
 
     def encode(self, spans: Sequence[ReadableSpan]) -> tuple[Any, int, int]:
         size_bytes = _memory(spans, spans_request(spans))
         return foreign.readable(spans), size_bytes, size_bytes
 
     def send(self, encoded: Any) -> Answer:
-        return Answer(True) if self._exporter.export(encoded) is SpanExportResult.SUCCESS else LOST
+        return self._answer(self._exporter.export(encoded) is SpanExportResult.SUCCESS)
 
 
 class StockMetrics(_Stock):
     """Metrics, by a stock exporter."""
 
     def __init__(self, exporter: MetricExporter) -> None:
-        super().__init__(exporter)
+        super().__init__(exporter, "metrics")
         self.wants = sdk.exporter_preferences(exporter)
 
     def send(self, data: MetricsData, within_s: float = math.inf) -> Answer:  # noqa: ARG002  # it has its own limit
-        return Answer(True) if self._exporter.export(data) is MetricExportResult.SUCCESS else LOST
+        return self._answer(self._exporter.export(data) is MetricExportResult.SUCCESS)

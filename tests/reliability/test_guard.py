@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import SpanProcessor
-from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.sampling import Sampler
 
 import otel_perf
 from otel_perf import catalogue, conventions, guard, measure
 from otel_perf import conventions as c
-from otel_perf.telemetry import exporter, operation, runtime, transport
+from otel_perf.telemetry import operation, runtime, transport
+from otel_perf.telemetry.delivery import Answer
 
 CALLS = 1000
 
@@ -64,6 +64,27 @@ class FailingProcessor(SpanProcessor):
     def on_end(self, span: Any) -> None:
         if self._where == "end":
             raise FaultError
+
+
+class FailingWay:
+    """A way for spans that fails where it is told to."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def encode(self, spans: Sequence[ReadableSpan]) -> tuple[Any, int, int]:
+        if self._where == "encode":
+            raise FaultError
+        return spans, 1, 1
+
+    def send(self, encoded: Any) -> Answer:
+        assert self._where == "send"
+        raise FaultError
+
+    def stop(self, deadline: float) -> None:
+        """Nothing is under way."""
+
+    abort = close = lambda self: None
 
 
 class TheirsError(Exception):
@@ -265,28 +286,19 @@ def test_a_callback_that_fails(telemetry, caplog):
     assert_quiet(caplog)
 
 
-def test_an_exporter_that_fails(telemetry, monkeypatch, caplog):
+@pytest.mark.parametrize(("where", "reason"), [("encode", "encoding"), ("send", "export_failed")])
+def test_an_exporter_that_fails(telemetry, monkeypatch, caplog, where, reason):
     """What it raises stays in our thread; the spans are counted as lost, and flush says so."""
-
-    class Failing(SpanExporter):
-        def export(self, spans: Any) -> Any:
-            raise FaultError
-
-        def shutdown(self) -> None:
-            raise FaultError
-
-    class NoMetrics(exporter.Ticker):
-        def __init__(self, *_: object) -> None:
-            super().__init__("metrics", 60, lambda: None)
-
-    monkeypatch.setattr(transport, "span_exporter", lambda *_: Failing)
-    monkeypatch.setattr(transport, "metrics_endpoint", lambda _: None)
-    telemetry.restart(endpoint="http://127.0.0.1:9")
+    monkeypatch.setattr(transport, "span_way", lambda *_: lambda: FailingWay(where))
+    telemetry.restart(endpoint="http://127.0.0.1:9", metrics_exporter="none", span_interval_s=60)
     monkeypatch.setattr(guard, "strict", False)
     drive(lambda: {"category": "x"})
     assert otel_perf.flush() is False
-    tally = runtime.current.sender.tally()
-    assert (tally.made, tally.delivered, tally.lost) == (CALLS, 0, CALLS)
+    in_force = runtime.current
+    assert in_force is not None
+    tally = in_force.sender.tally()
+    assert (tally.made, tally.delivered, tally.lost, tally.queued) == (CALLS, 0, CALLS, 0)
+    assert in_force.sender.lost == {reason: CALLS}
     assert guard.errors >= 1
     assert_quiet(caplog)
     otel_perf.shutdown()

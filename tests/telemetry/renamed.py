@@ -86,6 +86,26 @@ class Sink(BaseHTTPRequestHandler):
         """Nothing is said of requests."""
 
 
+def views() -> list[Any]:
+    """Two views, of which the first changes a name."""
+    from opentelemetry.sdk.metrics import view
+
+    explicit = view.ExplicitBucketHistogramAggregation([1.0, 2.0])
+    exponential = view.ExponentialBucketHistogramAggregation(max_size=8)
+    return [
+        view.View(instrument_name="recorded", name="viewed", aggregation=explicit),
+        view.View(instrument_name="grown", aggregation=exponential),
+    ]
+
+
+def record() -> None:
+    """Records into what the views are for."""
+    from opentelemetry import metrics
+
+    for name in ("recorded", "grown"):
+        metrics.get_meter("app").create_histogram(name).record(1.5)
+
+
 def use(directory: str) -> dict[str, Any]:
     """Configures, makes spans and measures, and says what became of it."""
     kept = Kept()
@@ -104,7 +124,8 @@ def use(directory: str) -> dict[str, Any]:
     from otel_perf.telemetry.span import LeanSpan
 
     endpoint = f"http://127.0.0.1:{server.server_port}"
-    otel_perf.configure(service_name="renamed", endpoint=endpoint, strict=True, workers_dir=directory)
+    otel_perf.configure(service_name="renamed", endpoint=endpoint, strict=True, workers_dir=directory, views=views())
+    record()
     exporter = InMemorySpanExporter()
     trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(exporter))  # type: ignore[attr-defined]
     tracer = trace.get_tracer("app")
@@ -135,9 +156,14 @@ def use(directory: str) -> dict[str, Any]:
     otel_perf.shutdown(5)
     server.shutdown()
     server.server_close()
-    for path, wanted in {"/v1/traces": (b"below", b"measured"), "/v1/metrics": (b"operation.duration",)}.items():
+    for path, wanted in {
+        "/v1/traces": (b"below", b"measured"),
+        "/v1/metrics": (b"operation.duration", b"grown"),
+    }.items():
         assert all(each in Sink.received.get(path, b"") for each in wanted), (path, Sink.received)
-    return {"lean": isinstance(above, LeanSpan), "said": kept.said}
+    viewed = b"viewed" in Sink.received["/v1/metrics"]
+    assert viewed != (b"recorded" in Sink.received["/v1/metrics"])
+    return {"lean": isinstance(above, LeanSpan), "viewed": viewed, "said": kept.said}
 
 
 def in_child(name: str) -> int:

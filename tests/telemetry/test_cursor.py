@@ -20,7 +20,7 @@ def test_exemplars_belong_to_the_time_since_the_last_point():
     registry = Registry()
     series = histogram(registry).at(("a",))
     totals, kept = registry.cursor(), registry.cursor(keep_exemplars=True)
-    changes = registry.cursor(delta=lambda _: True)
+    changes = registry.cursor(delta=lambda *_: True)
     series.record(TRACED)
     for cursor, later in ((totals, 0), (kept, 1)):
         told = []
@@ -57,7 +57,7 @@ def test_a_reader_of_changes_is_told_nothing_of_idle_series():
     """What did not change has no point; in totals it stays."""
     registry = Registry()
     histogram(registry).at(("a",)).record(0.5)
-    totals, changes = registry.cursor(), registry.cursor(delta=lambda _: True)
+    totals, changes = registry.cursor(), registry.cursor(delta=lambda *_: True)
     histogram(registry).at(("a",)).record(0.5)
     assert len(totals.collect()) == len(changes.collect()) == 1
     assert changes.collect() == []

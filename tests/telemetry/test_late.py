@@ -26,10 +26,10 @@ from otel_perf import conventions as c
 from otel_perf.settings import Settings
 from otel_perf.telemetry import runtime
 from otel_perf.telemetry.late import Bounds, Keep, Late, late
+from otel_perf.testing import FakeCollector, attributes
 from tests.asking import ask, ask_all
 from tests.benchmarks.asgi import PLAIN, Kind, request
 from tests.benchmarks.counting import count_async
-from tests.telemetry.receiver import attributes, receiver
 
 ERRORS = Keep(errors=True)
 RESOURCE = Resource({})
@@ -364,32 +364,32 @@ def app() -> FastAPI:
     return made
 
 
-def names(kept: Any) -> list[str]:
-    return sorted(each.name for _, each in kept.spans)
+def names(kept: FakeCollector) -> list[str]:
+    return sorted(each.name for each in kept.spans)
 
 
 def test_a_failed_request_leaves_whole():
     """Of requests that nobody sampled the failed ones leave with all of their spans, and say why."""
-    with receiver() as kept:
+    with FakeCollector() as kept:
         otel_perf.configure(service_name="t", endpoint=kept.url, sampler="always_off", keep_errors=True)
         with instrument(made := app()):
             answers = ask_all(made, ("GET", "/ask/1"), ("GET", "/ask/2?fail=true"), ("GET", "/ask/3"))
         assert otel_perf.flush()
         assert [each.status_code for each in answers] == [200, 500, 200]
         assert names(kept) == ["GET /ask/{number}", "outer", "step", "step", "step"]
-        root = next(each for _, each in kept.spans if not each.parent_span_id)
-        assert attributes(root)[c.KEPT_BY] == "error"
-        assert attributes(root)["url.path"] == "/ask/2"
-        assert len({each.trace_id for _, each in kept.spans}) == 1
+        root = next(each for each in kept.spans if not each.parent_id)
+        assert root.attributes[c.KEPT_BY] == "error"
+        assert root.attributes["url.path"] == "/ask/2"
+        assert len({each.trace_id for each in kept.spans}) == 1
         # Nobody downstream is told that it is sampled: nobody knows yet.
         assert not int(answers[0].json()["traceparent"].rpartition("-")[2], 16) & 1
-        kept_by = kept.metric("otel_perf.late.kept").sum.data_points
+        kept_by = kept.metric("otel_perf.late.kept").points
         assert [(attributes(each), each.as_int) for each in kept_by] == [({c.KEPT_BY: "error"}, 1)]
 
 
 def test_requests_at_once_are_kept_apart():
     """Of many requests on one event loop those that failed leave, each with its own spans and no other's."""
-    with receiver() as kept:
+    with FakeCollector() as kept:
         otel_perf.configure(service_name="t", endpoint=kept.url, sample_rules="/ask/*=0", keep_errors=True)
         with instrument(made := app()):
 
@@ -402,16 +402,16 @@ def test_requests_at_once_are_kept_apart():
             asyncio.run(run())
         assert otel_perf.flush()
         assert names(kept) == sorted(6 * ["GET /ask/{number}", "outer", "step", "step", "step"])
-        by_trace: dict[bytes, set[bytes]] = {}
-        for _, each in kept.spans:
+        by_trace: dict[str, set[str]] = {}
+        for each in kept.spans:
             by_trace.setdefault(each.trace_id, set()).add(each.span_id)
         assert [len(each) for each in by_trace.values()] == [5] * 6
-        assert all(not e.parent_span_id or e.parent_span_id in by_trace[e.trace_id] for _, e in kept.spans)
+        assert all(not e.parent_id or e.parent_id in by_trace[e.trace_id] for e in kept.spans)
 
 
 def test_a_slow_request_and_a_route_leave():
     """Duration and route keep a request as well, of an unsampled caller too; a job's name is its route."""
-    with receiver() as kept:
+    with FakeCollector() as kept:
         otel_perf.configure(
             service_name="t", endpoint=kept.url, sampler="always_off", keep_slower_than_s=0.02,
             keep_routes=["/ask/*", "night*"],
@@ -425,7 +425,7 @@ def test_a_slow_request_and_a_route_leave():
             with measure.job("daily"):
                 pass
         assert otel_perf.flush()
-        roots = {each.name: attributes(each).get(c.KEPT_BY) for _, each in kept.spans}
+        roots = {each.name: each.attributes.get(c.KEPT_BY) for each in kept.spans}
         assert roots.pop("GET /slow") == "slow"
         assert roots.pop("GET /ask/{number}") == "route"
         assert [why for name, why in roots.items() if "night" in name] == ["route"]
@@ -435,13 +435,13 @@ def test_a_slow_request_and_a_route_leave():
 
 def test_what_is_sampled_is_not_touched():
     """With rules for late, what the head sampled leaves as ever, in whatever way it ends, without a reason on it."""
-    with receiver() as kept:
+    with FakeCollector() as kept:
         otel_perf.configure(service_name="t", endpoint=kept.url, keep_errors=True)
         with instrument(made := app()):
             ask_all(made, ("GET", "/ask/1"), ("GET", "/ask/2?fail=true"))
         assert otel_perf.flush()
         assert names(kept) == sorted(2 * ["GET /ask/{number}", "outer", "step", "step", "step"] + ["tidy"])
-        assert not [each for _, each in kept.spans if c.KEPT_BY in attributes(each)]
+        assert not [each for each in kept.spans if c.KEPT_BY in each.attributes]
         in_force = runtime.current
         assert in_force is not None
         assert in_force.late is not None
@@ -451,7 +451,7 @@ def test_what_is_sampled_is_not_touched():
 def test_late_rules_cost_a_sampled_request_nothing():
     """A request that the head sampled takes no more than two calls with late rules that it does not take without."""
     found = []
-    with receiver() as kept:
+    with FakeCollector() as kept:
         for more in ({}, {"keep_errors": True}):
             otel_perf.configure(service_name="t", endpoint=kept.url, **more)
             with instrument(made := app()):
@@ -462,7 +462,7 @@ def test_late_rules_cost_a_sampled_request_nothing():
 
 def test_what_is_given_up_is_counted_as_dropped():
     """Spans that had to be given up undecided are on `otel_perf.dropped`, with their reason."""
-    with receiver() as kept:
+    with FakeCollector() as kept:
         otel_perf.configure(service_name="t", endpoint=kept.url, sampler="always_off", keep_errors=True)
         in_force = runtime.current
         assert in_force is not None
@@ -475,13 +475,13 @@ def test_what_is_given_up_is_counted_as_dropped():
             assert in_force.late.held == 2
         otel_perf.flush()
         assert not kept.spans
-        points = kept.metric("otel_perf.dropped").sum.data_points
+        points = kept.metric("otel_perf.dropped").points
         assert ("late_trace_full", 3) in [(attributes(each)["reason"], each.as_int) for each in points]
 
 
 def test_a_forked_child_starts_with_nothing_held():
     """What a fork makes anew in the child holds for late rules as well."""
-    with receiver() as kept:
+    with FakeCollector() as kept:
         otel_perf.configure(service_name="t", endpoint=kept.url, sampler="always_off", keep_errors=True)
         in_force = runtime.current
         assert in_force is not None

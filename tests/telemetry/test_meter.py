@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -130,6 +133,35 @@ class Spread:
         if not self.filled:
             return not theirs.filled
         return self.scale >= theirs.scale and self.at(theirs.scale) == theirs.filled
+
+
+_FORK = """
+import os, signal, time
+import otel_perf
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+held = TracerProvider(resource=Resource({}), shutdown_on_exit=False)
+import concurrent.futures.thread
+child = os.fork()
+if not child:
+    os._exit(7)
+for _ in range(2000):
+    ended, status = os.waitpid(child, os.WNOHANG)
+    if ended:
+        break
+    time.sleep(0.01)
+else:
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+print(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_stock_provider_does_not_hold_up_a_fork():
+    """What the SDK does in a forked child waits for no lock of the thread pools, once we are imported."""
+    done = subprocess.run([sys.executable, "-c", _FORK], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["7"], done.stderr
 
 
 EXPONENTIAL = {stock.Histogram: ExponentialBucketHistogramAggregation(max_size=20)}

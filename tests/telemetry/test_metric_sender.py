@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.sdk.metrics.export import MetricsData
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -189,31 +190,49 @@ def test_flush_and_shutdown_keep_their_time(collector, act):
 
 
 @pytest.mark.parametrize(
-    ("preference", "sums", "histograms"),
+    ("preference", "sums", "observed"),
     [
-        ("delta", [5, 2], 1),
-        ("LowMemory", [5, 2], 1),
-        ("cumulative", [5, 7], 2),
-        ("nonsense", [5, 7], 2),
-        ("", [5, 7], 2),
+        ("delta", [5, 2], [5, 2]),
+        ("LowMemory", [5, 2], [5, 7]),
+        ("cumulative", [5, 7], [5, 7]),
+        ("nonsense", [5, 7], [5, 7]),
+        ("", [5, 7], [5, 7]),
     ],
 )
-def test_the_preferred_temporality(collector, monkeypatch, preference, sums, histograms):
+def test_the_preferred_temporality(collector, monkeypatch, preference, sums, observed):
     """The standard variable decides whether changes or totals are sent; up-down counters are always totals."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", preference)
     registry = Registry()
     sender = over_http(collector, registry)
     up_down = registry.instrument(Metric("u", "1", "updowncounter", ""), SCOPE).of({})
     histogram = registry.instrument(Metric("h", "s", "histogram", "", (), (1.0, 2.0)), SCOPE).of({})
+    told: list[int] = []
+    watched = registry.instrument(Metric("o", "1", "counter", ""), SCOPE)
+    watched.observers.append(lambda: [(sum(told), {})])
     for amount in (5, 2):
+        told.append(amount)
         counter(registry).record(amount)
         up_down.record(amount)
         histogram.record(0.5)
         assert sender.flush(10)
     assert [each.points[0].as_int for each in collector.metrics if each.name == "m"] == sums
+    assert [each.points[0].as_int for each in collector.metrics if each.name == "o"] == observed
     assert [each.points[0].as_int for each in collector.metrics if each.name == "u"] == [5, 7]
-    assert collector.metric("h").points[0].count == histograms
+    assert collector.metric("h").points[0].count == (1 if sums == [5, 2] else 2)
+    for name, points in (("m", sums), ("o", observed)):
+        temporality = collector.metric(name).data.sum.aggregation_temporality
+        assert temporality == (1 if points == [5, 2] else 2)  # delta, cumulative
     sender.shutdown(5)
+
+
+@pytest.mark.parametrize("preference", ["delta", "lowmemory", "cumulative", "nonsense"])
+def test_temporality_is_the_stock_exporters(collector, monkeypatch, preference):
+    """What we want is what the stock exporter wants in the same environment, kind by kind."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", preference)
+    stock = sdk.exporter_preferences(OTLPMetricExporter(endpoint=collector.url))
+    ours = transport.metric_way(Settings(), collector.url)()
+    assert ours.wants.delta_kinds == stock.delta_kinds
+    ours.close()
 
 
 @pytest.mark.parametrize("wanted", ["base2_exponential_bucket_histogram", "explicit_bucket_histogram", "nonsense"])

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from otel_perf.conventions import Metric
-from otel_perf.telemetry import current_span, lean, provider, sdk, span, tracer
+from otel_perf.telemetry import current_span, lean, provider, sdk, span, tracer, views
 from otel_perf.telemetry.aggregation import Explicit, Exponential, Sum
 from otel_perf.telemetry.series import Registry, Series
 
@@ -48,7 +49,11 @@ def wants(**preferences: Any) -> sdk.Preferences:
 def test_a_reader_gets_the_temporality_that_it_asks_for():
     """Changes for the kinds it names, totals for the others."""
     asked = wants(preferred_temporality={stock.Counter: AggregationTemporality.DELTA})
-    assert [kind for kind in ("counter", "updowncounter", "histogram", "gauge") if asked.delta(kind)] == ["counter"]  # type: ignore[arg-type]
+    assert asked.delta_kinds == {("counter", False)}
+    assert asked.delta("counter", False)
+    assert not asked.delta("counter", True)
+    observed = wants(preferred_temporality={stock.ObservableCounter: AggregationTemporality.DELTA})
+    assert observed.delta_kinds == {("counter", True)}
 
 
 def test_a_reader_gets_the_aggregation_that_it_asks_for():
@@ -77,10 +82,10 @@ def test_an_exporter_is_asked_as_a_reader_is():
             self._preferred_aggregation = {stock.Histogram: ExponentialBucketHistogramAggregation()}
 
     asked = sdk.exporter_preferences(Exporter())  # type: ignore[arg-type]
-    assert asked.delta("histogram")
+    assert asked.delta("histogram", False)
     assert isinstance(asked.cell(series()), Exponential)
     plain = sdk.exporter_preferences(object())  # type: ignore[arg-type]
-    assert not plain.delta("counter")
+    assert not plain.delta("counter", False)
     assert isinstance(plain.cell(series()), Explicit)
 
 
@@ -90,7 +95,7 @@ def test_without_its_private_tables_a_reader_gets_the_usual():
     del reader._instrument_class_temporality
     del reader._instrument_class_aggregation
     asked = sdk.preferences(reader)
-    assert not asked.delta("counter")
+    assert not asked.delta("counter", False)
     assert isinstance(asked.cell(series()), Explicit)
 
 
@@ -216,18 +221,30 @@ def renamed() -> dict[str, Any]:
     return {each["name"]: each for each in map(json.loads, done.stdout.splitlines())}
 
 
+# What a view keeps its arguments under.
+_OF_VIEWS = {f"_{field.name}" for field in fields(views._View)}
+
+
 def test_with_all_names_spans_are_lean_and_nothing_is_said(renamed):
     """What the others are compared with."""
-    assert renamed["_no_name_of_the_sdk"] == {"name": "_no_name_of_the_sdk", "lean": True, "said": []}
+    usual = {"lean": True, "viewed": True, "said": []}
+    assert renamed["_no_name_of_the_sdk"] == {"name": "_no_name_of_the_sdk", **usual}
 
 
 @pytest.mark.parametrize("name", sdk.PRIVATE_NAMES)
 def test_without_a_private_name_it_works_all_the_same(renamed, name):
-    """Spans and metrics are made and sent; where lean spans cannot be made, the SDK's own are, and it is said once."""
+    """Spans and metrics are made and sent; where lean spans cannot be made, the SDK's own are, and it is said once.
+
+    A view that cannot be read is not applied, and that is said too.
+    """
     became = renamed[name]
     assert "error" not in became, became["error"]
-    assert len(became["said"]) == (not became["lean"]), became["said"]
-    assert became["lean"] or "its own spans are used" in became["said"][0]
+    assert became["viewed"] == (name not in _OF_VIEWS)
+    of_spans = [each for each in became["said"] if "its own spans are used" in each]
+    of_views = [each for each in became["said"] if "a view is not applied" in each]
+    assert len(of_spans) == (not became["lean"]), became["said"]
+    assert len(of_views) == (0 if became["viewed"] else 2), became["said"]
+    assert len(became["said"]) == len(of_spans) + len(of_views), became["said"]
 
 
 def test_every_private_name_is_listed():
@@ -237,7 +254,7 @@ def test_every_private_name_is_listed():
         for path in Path(inspect.getfile(opentelemetry.sdk.trace)).parents[2].rglob("*.py")
         if "semconv" not in path.parts and "proto" not in path.parts
     )))  # fmt: skip
-    used: set[str] = set()
+    used = set(_OF_VIEWS)
     for module in (sdk, lean, span, tracer, provider, current_span):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):

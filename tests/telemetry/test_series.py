@@ -29,7 +29,7 @@ def values(collected) -> dict[str, object]:
     }
 
 
-def delta(_kind) -> bool:
+def delta(_kind, _observed) -> bool:
     return True
 
 

@@ -375,6 +375,20 @@ def test_a_live_span_is_small():
     assert sizes[0] * 5 < sizes[1], sizes
 
 
+def exit_code(child: int) -> int:
+    """How a child ended; one that hangs is made to say where, and ends."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    # A signal that faulthandler, which pytest switches on, answers with the stack: what hangs may be a handler of
+    # forks, before the child could set an alarm of its own.
+    os.kill(child, signal.SIGABRT)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_fork_while_another_thread_writes_does_no_harm():
     """What guards the rare things is new in the child, whoever held it."""
@@ -391,9 +405,13 @@ def test_a_fork_while_another_thread_writes_does_no_harm():
     held.wait(10)
     child = os.fork()
     if not child:
-        signal.alarm(5)
-        span.add_event("in the child")
-        os._exit(len(span.events))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
-    done.set()
-    thread.join()
+        try:  # or else the child would go on as a second run of all tests
+            span.add_event("in the child")
+            os._exit(len(span.events))
+        finally:
+            os._exit(99)
+    try:
+        assert exit_code(child) == 1
+    finally:
+        done.set()
+        thread.join()

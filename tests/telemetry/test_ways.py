@@ -11,6 +11,7 @@ import pytest
 from opentelemetry.sdk.metrics.export import MetricsData
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext
 
@@ -85,6 +86,48 @@ def test_both_say_what_was_not_taken(protocol):
         metrics = transport.metric_way(*address(collector, protocol, "metrics"))()
         assert metrics.send(numbers()) == LOST
         metrics.close()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_both_say_what_was_rejected(protocol, caplog):
+    """What a partial success rejects is told with its answer only, and logged without secrets."""
+    with FakeCollector(behaviour.partial(2, "password=geheim is too long")) as collector:
+        way = transport.span_way(*address(collector, protocol, "traces"))()
+        assert send_spans(way, [span(), span(), span()]) == Answer(True, 2)
+        collector.behaviour = behaviour.ok()
+        assert send_spans(way, [span()]) == Answer(True)
+        way.close()
+        collector.behaviour = behaviour.partial(1)
+        metrics = transport.metric_way(*address(collector, protocol, "metrics"))()
+        assert metrics.send(numbers()) == Answer(True, 1)
+        metrics.close()
+    assert "rejected 2 of the spans" in caplog.text
+    assert "geheim" not in caplog.text
+
+
+def test_what_is_rejected_on_a_new_connection_is_told():
+    """The stock gRPC exporter connects anew after a failure; that answer is heard too."""
+    with FakeCollector(behaviour.partial(1)) as collector:
+        way = transport.span_way(*address(collector, "grpc", "traces"))()
+        way._exporter._channel.close()
+        way._exporter._initialize_channel_and_stub()
+        assert send_spans(way, [span(), span()]) == Answer(True, 1)
+        way.close()
+
+
+def test_without_its_private_names_the_stock_exporter_sends_all_the_same():
+    """Then what was rejected is not known."""
+
+    class Exporter:
+        def export(self, spans: object) -> SpanExportResult:
+            return SpanExportResult.SUCCESS
+
+        def shutdown(self) -> None:
+            """Nothing to do."""
+
+    way = ways.StockSpans(Exporter())  # type: ignore[arg-type]
+    assert send_spans(way, [span()]) == Answer(True)
+    way.close()
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -18,8 +18,8 @@ from starlette.routing import Route
 
 from collector import servers
 from otel_perf import redaction
+from otel_perf.testing import FakeCollector, attributes
 from tests.serving import served
-from tests.telemetry.receiver import Receiver, attributes, receiver
 from tests.upstream.environment import EnvironmentMissingError, python
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ class Ran:
     """What the scenario says it made, and what arrived of it."""
 
     said: dict[str, Any]
-    arrived: Receiver
+    arrived: FakeCollector
 
     @property
     def spans(self) -> list[dict[str, Any]]:
@@ -61,7 +61,7 @@ def ran(redis_server: servers.Redis) -> Iterator[Ran]:
             pytest.fail(f"OTEL_PERF_REQUIRE=all: {error}", pytrace=False)
         pytest.skip(str(error))
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "PYTHON"))}
-    with served(Starlette(routes=[Route("/echo", echo)])) as url, receiver() as arrived:
+    with served(Starlette(routes=[Route("/echo", echo)])) as url, FakeCollector() as arrived:
         done = subprocess.run(
             [interpreter, str(ROOT / "tests" / "upstream" / "scenario.py"), url, redis_server.url, arrived.url],
             capture_output=True, text=True, timeout=60, check=False, env={**environment, "PYTHONPATH": str(ROOT)},
@@ -125,25 +125,26 @@ def test_their_metrics_land_in_our_registry(ran):
     found = {(each["scope"], each["name"]): each["series"] for each in ran.said["registry"]}
     assert found[HTTPX, "http.client.request.duration"] == 2
     assert found[SQLALCHEMY, "db.client.connections.usage"] == 2
-    duration = ran.arrived.metric("http.client.request.duration").histogram
-    by_status = {attributes(each)["http.response.status_code"]: each.count for each in duration.data_points}
+    duration = ran.arrived.metric("http.client.request.duration").points
+    by_status = {attributes(each)["http.response.status_code"]: each.count for each in duration}
     assert by_status == {200: 3, 404: 1}
-    usage = ran.arrived.metric("db.client.connections.usage").sum
-    assert {attributes(each)["state"] for each in usage.data_points} == {"idle", "used"}
-    assert sum(each.count for each in ran.arrived.metric("operation.duration").histogram.data_points) == 6
+    usage = ran.arrived.metric("db.client.connections.usage").points
+    assert {attributes(each)["state"] for each in usage} == {"idle", "used"}
+    assert sum(each.count for each in ran.arrived.metric("operation.duration").points) == 6
 
 
 def test_what_arrives_is_what_ended(ran):
     """The exported bytes decode to the very spans, redacted: ids, names, attributes, times, status, events."""
     arrived = {
-        span.span_id.hex(): (
-            span.trace_id.hex(), span.parent_span_id.hex() or None, span.name, attributes(span),
-            [span.start_time_unix_nano, span.end_time_unix_nano], span.status.code, [each.name for each in span.events],
+        span.span_id: (
+            span.trace_id, span.parent_id or None, span.name, span.attributes,
+            [span.data.start_time_unix_nano, span.data.end_time_unix_nano], span.data.status.code,
+            [each.name for each in span.data.events],
         )
-        for resource, span in ran.arrived.spans
-        if resource["service.name"] == "upstream"
+        for span in ran.arrived.spans
+        if span.resource["service.name"] == "upstream"
     }  # fmt: skip
-    urls = {attributes(span).get("url.full", "") for _, span in ran.arrived.spans}
+    urls = {span.attributes.get("url.full", "") for span in ran.arrived.spans}
     assert [each for each in urls if each.endswith("/echo?q=REDACTED")]
     codes = {"UNSET": 0, "OK": 1, "ERROR": 2}
     assert arrived == {
