@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from opentelemetry import metrics, trace
@@ -102,10 +102,10 @@ def configure(service_name: str | None = None, *, views: Sequence[View] = (), **
         loaded, _registry, provider.over(tracer_provider, c.SCOPE, __version__, c.SCHEMA_URL), pipeline,
         tracer_provider=tracer_provider, meter_provider=meter_provider, resource=resource,
         sender=sender, sampler=sampling.sampler(loaded, record=held is not None), late=held,
-        exchange=exchange,
+        exchange=exchange, sends_metrics=isinstance(metric_part, MetricSender),
     )  # fmt: skip
     pipeline.on_fork(lambda: _after_fork(made))
-    pipeline.on_end(lambda: _say_what_was_lost(made))
+    pipeline.on_end(_loss_line(made))
     if loaded.handle_signals:
         pipeline.handle_signals()
     _observe_ourselves(made, metric_part)
@@ -252,14 +252,23 @@ def _observe_ourselves(to: Runtime, metric_part: Part) -> None:
         to.instrument(metric).observers.append(observe)
 
 
-def _say_what_was_lost(of: Runtime) -> None:
-    if of.sender is None:
-        return
-    tally = of.sender.tally()
-    if tally.lost + tally.queued:
+def _loss_line(of: Runtime) -> Callable[[], None]:
+    """A function that says what was lost, and again only where there is more of it: spans still end after the end."""
+    said = 0
+
+    def say() -> None:
+        nonlocal said
+        if of.sender is None:
+            return
+        tally = of.sender.tally()
+        if tally.lost + tally.queued <= said:
+            return
         reasons = [f"{count} {reason}" for reason, count in of.sender.lost.items()]
         reasons += [f"{tally.queued} unanswered"] if tally.queued else []
         _log.warning("otel_perf: %d spans could not be delivered: %s", tally.lost + tally.queued, ", ".join(reasons))
+        said = tally.lost + tally.queued
+
+    return say
 
 
 def _after_fork(of: Runtime) -> None:

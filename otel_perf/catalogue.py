@@ -102,7 +102,7 @@ def _declare(
         raise ValueError(f"buckets of {name!r} must rise: {buckets!r}; sort them, without equal or infinite ones")
     if len(set(attributes)) != len(attributes) or "" in attributes or "le" in attributes:
         raise ValueError(f"attributes of {name!r} are {attributes!r}: name each once, none empty, none `le`")
-    bounds = tuple(float(bound) for bound in buckets)
+    bounds = tuple(float(bound) for bound in buckets) or None
     return conventions.declare(Metric(name, unit, kind, about, tuple(attributes), bounds))
 
 

@@ -26,7 +26,8 @@ class Metric:
     kind: InstrumentKind
     about: str
     attributes: tuple[str, ...] = ()
-    buckets: tuple[float, ...] = ()
+    #: None for the reader's own; an empty one is a single bucket.
+    buckets: tuple[float, ...] | None = None
     experimental: bool = False
 
 
@@ -218,4 +219,4 @@ def declared() -> tuple[Metric, ...]:
 def buckets_for(name: str) -> tuple[float, ...] | None:
     """The explicit bucket bounds of a declared metric, or None for a name that the catalogue does not hold."""
     metric = _declared.get(name)
-    return metric.buckets if metric is not None and metric.buckets else None
+    return None if metric is None else metric.buckets

@@ -23,6 +23,7 @@ __all__ = [
     "Statement",
     "exception",
     "exception_type",
+    "hidden",
     "message",
     "query_string",
     "redact",
@@ -52,6 +53,8 @@ def text(value: str, limit: int = MAX_LENGTH) -> str:
 
 # Addresses ------------------------------------------------------------------------------------------------------------
 
+_USER = re.compile(r"://[^/\s]*@")
+
 
 def query_string(value: str, limit: int = MAX_LENGTH) -> str:
     """A URL query whose keys stay and whose values are masked: `?page=2` says `page=REDACTED`.
@@ -80,9 +83,13 @@ def url(value: str) -> str:
         host = parts.hostname or ""
         host = f"[{host}]" if ":" in host else host
         netloc = host if parts.port is None else f"{host}:{parts.port}"
-        plain = urlunsplit((parts.scheme, netloc, parts.path, "", ""))
+        # An address within an address: `jdbc:postgresql://`, a proxy's.
+        path = _USER.sub("://", parts.path) if "://" in parts.path else parts.path
+        plain = urlunsplit((parts.scheme, netloc, path, "", ""))
     except ValueError:
         return MASK
+    if len(value) > MAX_LENGTH and parts.netloc and not (parts.path or parts.query or parts.fragment):
+        return MASK  # who knows whether that was the host: an @ may have been cut off
     masked = query_string(parts.query, MAX_LENGTH - len(plain) - 1)
     return text(f"{plain}?{masked}" if masked else plain)
 
@@ -209,23 +216,47 @@ def _path(value: str) -> str:
     return value.split("?", 1)[0]
 
 
-def _hidden(_: str) -> str:
+def _connection(value: str) -> str:
+    return url(value.split(";", 1)[0]) if "://" in value else MASK
+
+
+def hidden(_: str) -> str:
+    """The mask, whatever it was."""
     return MASK
 
 
-_SECRET_HEADERS = (
-    "authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key", "x-auth-token", "x-csrf-token",
-)  # fmt: skip
+_HEADERS: dict[str, Callable[[str], str]] = {
+    **dict.fromkeys(
+        (
+            "authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key", "x-auth-token", "x-csrf-token",
+        ),
+        hidden,
+    ),
+    "location": url,
+    "referer": url,
+}  # fmt: skip
 
 TABLE: dict[str, Callable[[str], str]] = {
     c.URL_QUERY: query_string,
     c.URL_FULL: url,
     c.DB_QUERY_TEXT: _sql_text,
     c.EXCEPTION_MESSAGE: message,
+    "url.original": url,
+    "url.fragment": hidden,
     "http.url": url,
     "http.target": _path,
+    "http.referer": url,
+    "messaging.url": url,
     "db.statement": _sql_text,
-    **{f"http.{side}.header.{name}": _hidden for name in _SECRET_HEADERS for side in ("request", "response")},
+    "db.statement.parameters": hidden,
+    "db.connection_string": _connection,
+    # Other libraries write the names of headers with underscores.
+    **{
+        f"http.{side}.header.{spelling}": redactor
+        for name, redactor in _HEADERS.items()
+        for spelling in (name, name.replace("-", "_"))
+        for side in ("request", "response")
+    },
 }
 
 

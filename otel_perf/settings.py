@@ -263,7 +263,7 @@ class Settings:
         "below the temporary directory; `none` keeps each worker to itself.", default=None,
     )  # fmt: skip
     handle_signals: bool = _setting(
-        values.flag, "SIGTERM is noticed, so that what waits is sent before the process ends.", default=True
+        values.flag, "SIGTERM and SIGHUP are noticed, so that what waits is sent before the process ends.", default=True
     )
     strict: bool = _setting(
         values.flag, "Raises otel_perf's own faults instead of keeping them from the app.", default=False

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 from urllib.parse import unquote, urlsplit
 
 __all__ = ["address", "choice", "flag", "number", "pairs", "text", "whole", "words"]
+
+_BARE = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]+\]):[0-9]+/?")
 
 
 def text(value: object) -> str:
@@ -71,13 +74,16 @@ def choice(*choices: str) -> Callable[[object], str]:
 
 
 def address(value: object) -> str:
-    """An absolute HTTP address, without a slash at its end."""
+    """An absolute HTTP address, without a slash at its end; or host:port alone, which gRPC takes."""
     address = str(value).strip()
-    parts = urlsplit(address)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    bare = _BARE.fullmatch(address) is not None
+    parts = urlsplit(f"//{address}" if bare else address)
+    if not bare and (parts.scheme not in {"http", "https"} or not parts.hostname):
         raise ValueError("expected an absolute address such as http://localhost:4318")
     if "@" in parts.netloc:
         raise ValueError("an address with a user name or password is not sent anywhere; put the secret into `headers`")
+    if "#" in address:
+        raise ValueError("what comes after a # is never sent to a server; remove it, or write %23")
     _ = parts.port  # raises ValueError for a port that is not a number
     return address.rstrip("/")
 

@@ -27,8 +27,8 @@ def test_metrics_are_well_formed(metric):
     """Names are dotted lower case, durations are in seconds, bounds rise, and `error.type` is the last label."""
     assert re.fullmatch(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+", metric.name)
     assert metric.about.endswith(".")
-    assert list(metric.buckets) == sorted(set(metric.buckets))
-    assert (metric.kind == "histogram") == bool(metric.buckets)
+    assert list(metric.buckets or ()) == sorted(set(metric.buckets or ()))
+    assert bool(metric.buckets) == (metric.kind == "histogram")
     if metric.name.endswith(".duration"):
         assert metric.unit == "s"
     if c.ERROR_TYPE in metric.attributes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -101,6 +102,56 @@ def test_flush_and_shutdown_keep_their_time(protocol, bad):
         assert otel_perf.shutdown(0.3) is False
         assert time.monotonic() - began < 5  # generous: it is about 60 seconds, not about milliseconds
         assert collector.spans == []
+
+
+LATE_EXIT = """
+    import atexit, sys
+    import otel_perf
+    from otel_perf import measure
+
+    def last():
+        with measure("too late"):
+            pass
+
+    atexit.register(last)
+    otel_perf.configure("script", endpoint=sys.argv[1])
+    with measure("work"):
+        pass
+    atexit.register(last)
+"""
+
+
+def test_what_ends_after_the_end_is_said(tmp_path):
+    """Exit functions that were registered before `configure()` run after ours: what they make is lost, and told."""
+    with FakeCollector() as collector:
+        ran = run(LATE_EXIT, collector.url, cwd=tmp_path)
+    assert Counter(each.name for each in collector.spans) == {"work": 1, "too late": 1}
+    assert ran.stderr.splitlines() == ["otel_perf: 1 spans could not be delivered: 1 closed"]
+
+
+def test_a_shutdown_after_an_interrupted_one_tells_the_truth(caplog):
+    """It waits for what the first one began, says what was lost, and answers no."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        with FakeCollector(behaviour.hang()) as collector:
+            otel_perf.configure("shop", endpoint=collector.url)
+            with measure("work"):
+                pass
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(KeyboardInterrupt):
+                otel_perf.shutdown(1)
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+            assert not otel_perf.shutdown(1)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert [each for each in caplog.messages if "could not be delivered" in each] == [
+        "otel_perf: 1 spans could not be delivered: 1 export_failed"
+    ]
 
 
 # Fork -----------------------------------------------------------------------------------------------------------------

@@ -208,6 +208,8 @@ def test_no_value_survives_in_a_query(pairs):
         ("http://host:port/", MASK),
         ("http://[", MASK),
         ("http://h/a\x00b", "http://h/a%20b"),
+        (f"jdbc:postgresql://me:{SECRET}@h/db", "jdbc:postgresql://h/db"),
+        (f"http://{SECRET * 300}@h/", MASK),
         ("", ""),
     ],
 )  # fmt: skip
@@ -331,7 +333,10 @@ def test_attributes_are_redacted_by_key():
             c.URL_QUERY: f"a={SECRET}", c.URL_FULL: f"http://x:{SECRET}@h/", c.DB_QUERY_TEXT: f"SELECT '{SECRET}'",
             c.EXCEPTION_MESSAGE: f"'{SECRET}'", "http.url": f"http://h/?a={SECRET}", "http.target": f"/a?{SECRET}",
             "db.statement": f"SELECT '{SECRET}'", "http.request.header.authorization": [SECRET],
-            "http.response.header.set-cookie": (SECRET, SECRET), "plain": "x" * 5000, "number": 5, "list": ["a\n", 1],
+            "http.response.header.set-cookie": (SECRET, SECRET), "http.request.header.x_api_key": SECRET,
+            "http.request.header.referer": [f"http://h/?a={SECRET}"], "http.referer": f"http://h/?a={SECRET}",
+            "db.statement.parameters": SECRET, "db.connection_string": f"http://u:{SECRET}@h;password={SECRET}",
+            "url.fragment": SECRET, "plain": "x" * 5000, "number": 5, "list": ["a\n", 1],
         }
     )  # fmt: skip
     assert SECRET not in repr(clean)

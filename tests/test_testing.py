@@ -19,12 +19,16 @@ from urllib.parse import urlsplit
 
 import grpc
 import pytest
+from opentelemetry.metrics import get_meter
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics.view import DropAggregation, View
+from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import get_tracer
 
 import otel_perf
@@ -97,6 +101,72 @@ def test_what_was_configured_before_is_in_force_again():
             pass
         assert otel_perf.shutdown()
     assert [each.name for each in collector.spans] == ["sent"]
+
+
+def test_views_and_processors_are_in_force_again():
+    """What the application gave to `configure` and to its provider comes back, and sees nothing of what is captured."""
+    told = Told()
+    otel_perf.configure("shop", views=[View(instrument_name="dropped", aggregation=DropAggregation())])
+    runtime.current.tracer_provider.add_span_processor(told)
+    with capture() as telemetry:
+        get_meter("m").create_counter("dropped").add(1)
+        with measure("captured"):
+            pass
+        assert telemetry.point("dropped").value == 1
+    with measure("after"):
+        pass
+    assert told.names == ["after"]
+    reader = InMemoryMetricReader()
+    runtime.current.meter_provider.add_metric_reader(reader)
+    get_meter("m").create_counter("dropped").add(1)
+    get_meter("m").create_counter("kept").add(1)
+    scopes = reader.get_metrics_data().resource_metrics[0].scope_metrics
+    names = {each.name for scope in scopes for each in scope.metrics}
+    assert "kept" in names
+    assert "dropped" not in names
+
+
+class Told(SpanProcessor):
+    """Keeps the names of what ended."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def on_end(self, span) -> None:
+        self.names.append(span.name)
+
+
+def test_an_outer_capture_goes_on_when_an_inner_one_ended():
+    """Each has the spans of its own time, in the outer one those before too; its counts start anew."""
+    with capture() as outer:
+        with measure("one"):
+            pass
+        with capture() as inner, capture() as innermost, measure("two"):
+            pass
+        with measure("three"), measure("four"):
+            pass
+        assert [each.name for each in outer.spans] == ["one", "four", "three"]
+        assert len(outer.points("operation.duration")) == 2
+        outer.clear()
+        with measure("five"):
+            pass
+    assert [each.name for each in outer.spans] == ["five"]
+    assert len(outer.points("operation.duration")) == 1
+    assert [each.name for each in innermost.spans] == ["two"]
+    assert inner.spans == []
+    assert runtime.current is None
+
+
+def test_a_capture_that_cannot_begin_changes_nothing():
+    """What was in force still is, or is again."""
+    otel_perf.configure("shop")
+    before = runtime.current
+    with pytest.raises(otel_perf.SettingsError), capture(queue_size="many"):
+        pass
+    assert runtime.current is before
+    with pytest.raises(RuntimeError, match="leave `disabled` out"), capture(disabled=True):
+        pass
+    assert runtime.current.settings.service_name == "shop"
 
 
 def test_nothing_is_sent_whatever_the_environment_says(monkeypatch):

@@ -75,10 +75,14 @@ def _headline(document: Row) -> Text:
         f"{requests['errors']:,} failed",
         f"{document['queries']['count']:,} queries ({document['queries']['slow']:,} slow)",
         f"cache {_share(cache['hit_rate'])}",
-        f"spans {export['delivered']:,}/{export['made']:,} delivered" if export["sending"] else "spans not sent",
+        f"spans {export['delivered']:,}/{export['made']:,} delivered"
+        if export["made"] is not None
+        else "spans not sent",
     ]
     if export["lost"]:
         parts.append(f"{export['lost']:,} LOST")
+    if export["metrics"]["lost"]:
+        parts.append(f"{export['metrics']['lost']:,} metric points LOST")
     return Text("  |  ".join(parts), style="bold")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
@@ -17,21 +19,38 @@ _GROUPS = {"requests": "requests", "database": "queries", "cache": "cache"}
 
 
 class Losses:
-    """Whether spans are being lost now: the document knows only how many were, since the start."""
+    """Whether spans or metrics are being lost now: the document knows only how many were, since the start."""
 
-    __slots__ = ("_clock", "_count", "_rose_s")
+    __slots__ = ("_clock", "_metrics", "_spans")
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._count = 0
-        self._rose_s: float | None = None
+        self._spans = _Rise()
+        self._metrics = _Rise()
 
     def lately(self, document: Mapping[str, Any]) -> bool:
-        """Whether the count rose between two looks, the second of them within the last minute."""
-        before, self._count = self._count, int(document["export"]["lost"])
-        if self._count > before:
-            self._rose_s = self._clock()
-        return self._rose_s is not None and self._clock() - self._rose_s < _LOSING_S
+        """Whether a count rose between two looks, the second of them within the last minute.
+
+        Metrics are tried at their interval only: a loss counts until well after the next one.
+        """
+        now_s, export = self._clock(), document["export"]
+        spans_s = self._spans.ago_s(export["lost"], now_s)
+        metrics_s = self._metrics.ago_s(export["metrics"]["lost"], now_s)
+        return spans_s < _LOSING_S or metrics_s < _LOSING_S + (export["metrics"].get("interval_s") or 0.0)
+
+
+@dataclass(slots=True)
+class _Rise:
+    """A count, and when it last rose."""
+
+    count: float = 0
+    rose_s: float = -math.inf
+
+    def ago_s(self, count: float, now_s: float) -> float:
+        if count > self.count:
+            self.rose_s = now_s
+        self.count = count
+        return now_s - self.rose_s
 
 
 def health(document: Mapping[str, Any] | None, *, losing: bool = False) -> dict[str, Any]:
@@ -39,7 +58,7 @@ def health(document: Mapping[str, Any] | None, *, losing: bool = False) -> dict[
 
     Args:
         document: what `snapshot` in `otel_perf.insight.snapshot` says.
-        losing: spans are being lost.
+        losing: spans or metrics are being lost.
     """
     if document is None:
         services = {**dict.fromkeys(_GROUPS, "unknown"), "telemetry": "not_configured"}
@@ -68,4 +87,4 @@ def _group(recent: Mapping[str, Any]) -> str:
 def _telemetry(export: Mapping[str, Any], losing: bool) -> str:
     if not export["sending"]:
         return "not_sending"
-    return "degraded" if losing or export["queued"] > _FULL_SHARE * export["capacity"] else "healthy"
+    return "degraded" if losing or export["queued"] > _FULL_SHARE * (export["capacity"] or 0) else "healthy"

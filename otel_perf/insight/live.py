@@ -13,10 +13,11 @@ from typing import Any
 
 from opentelemetry.sdk.metrics.export import NumberDataPoint
 
-from otel_perf.telemetry.aggregation import Cell
+from otel_perf.telemetry.aggregation import Cell, Point
+from otel_perf.telemetry.publication import Told
 from otel_perf.telemetry.runtime import Runtime
 from otel_perf.telemetry.series import Registry, Series
-from otel_perf.telemetry.summing import Window
+from otel_perf.telemetry.summing import Tally, Window, put
 from otel_perf.telemetry.windowed import WINDOW_S, Windowed
 from otel_perf.telemetry.workers import Exchange
 
@@ -52,9 +53,10 @@ class Live:
         self._exchange = exchange
         self._cursor = registry.cursor(self._cell, raw=True)
         exchange.windows = self._windows
+        exchange.window_texts = self._texts
 
     def _cell(self, series: Series) -> Cell | None:
-        return Windowed(self._clock) if series.instrument.metric.kind == "histogram" else None
+        return Told(series, self._clock) if series.instrument.metric.kind == "histogram" else None
 
     def _windows(self) -> list[Window]:
         with self._cursor.held() as cells:
@@ -64,18 +66,34 @@ class Live:
                 if isinstance(cell, Windowed)
             ]
 
+    def _texts(self) -> list[str]:
+        with self._cursor.held() as cells:
+            return [cell.text() for _, cell in cells if isinstance(cell, Told)]
+
     def read(self) -> Reading:
         """The figures of all workers, as `/metrics` has them."""
         tally = self._exchange.read()
-        numbers = [
-            (figures.metric.name, point.attributes or {}, point.value)
-            for figures in tally.of_reader("insight")
-            for point in figures.points.values()
-            if isinstance(point, NumberDataPoint)
-        ]
+        numbers = _numbers(tally)
         windows = [(w.name, w.attributes, w.cell) for windows in tally.windows.values() for w in windows.values()]
         uptime_s = max(0.0, self._clock() - tally.started_ns / 1e9)
         return Reading(numbers, windows, uptime_s, tally.living, tally.ended)
+
+
+def _numbers(tally: Tally) -> list[tuple[str, Mapping[str, Any], float]]:
+    """Each number once, whatever scope and version told it, and whatever the types of its labels."""
+    summed: dict[tuple[str, str], dict[frozenset[tuple[str, str]], Point]] = {}
+    for figures in tally.of_reader("insight"):
+        mine = summed.setdefault((figures.metric.name, figures.metric.kind), {})
+        for point in figures.points.values():
+            if isinstance(point, NumberDataPoint):
+                shown = frozenset((name, str(value)) for name, value in (point.attributes or {}).items())
+                put(mine, shown, point, figures)
+    return [
+        (name, point.attributes or {}, point.value)
+        for (name, _), points in summed.items()
+        for point in points.values()
+        if isinstance(point, NumberDataPoint)
+    ]
 
 
 _live: dict[int, Live] = {}

@@ -132,7 +132,7 @@ def snapshot(runtime: Runtime, live: Live) -> dict[str, Any]:
         "steps": _steps(read),
         "catalogue": _catalogue(read),
         "pools": _pools(read),
-        "export": _export(read, sending=runtime.sender is not None),
+        "export": _export(read, runtime),
     }
 
 
@@ -273,16 +273,25 @@ def _pools(read: Reading) -> list[dict[str, Any]]:
     return list(pools.values())
 
 
-def _export(read: Reading, *, sending: bool) -> dict[str, Any]:
+def _export(read: Reading, runtime: Runtime) -> dict[str, Any]:
     def told(metric: c.Metric) -> float | None:
         return _sums(read, metric).get(None)
 
+    return {
+        "sending": runtime.sender is not None or runtime.sends_metrics,
+        "made": told(c.SPANS_MADE), "delivered": told(c.SPANS_DELIVERED),
+        "queued": told(c.QUEUE_SIZE) or 0, "capacity": told(c.QUEUE_CAPACITY), **_lost(read, "traces"),
+        "metrics": {
+            "sending": runtime.sends_metrics, "interval_s": runtime.settings.metric_interval_s,
+            **_lost(read, "metrics"),
+        },
+    }  # fmt: skip
+
+
+def _lost(read: Reading, signal: str) -> dict[str, Any]:
     lost: dict[str, float] = {}
     for name, attributes, value in read.numbers:
-        if name == c.DROPPED.name and attributes.get("signal") == "traces" and value:
-            lost[str(attributes.get("reason"))] = value
-    return {
-        "sending": sending, "made": told(c.SPANS_MADE), "delivered": told(c.SPANS_DELIVERED),
-        "queued": told(c.QUEUE_SIZE) or 0, "capacity": told(c.QUEUE_CAPACITY), "lost": sum(lost.values()),
-        "lost_by_reason": lost,
-    }  # fmt: skip
+        if name == c.DROPPED.name and attributes.get("signal") == signal and value:
+            reason = str(attributes.get("reason"))
+            lost[reason] = lost.get(reason, 0) + value
+    return {"lost": sum(lost.values()), "lost_by_reason": lost}

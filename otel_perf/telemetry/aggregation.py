@@ -64,6 +64,12 @@ class Exampled:
     def __init__(self) -> None:
         self._examples: dict[int, Sampled] = {}
 
+    def _example(self, index: int, sampled: Sampled) -> None:
+        # Where views drop attributes, batches of several series come here one after the other, whatever their times.
+        kept = self._examples.get(index)
+        if kept is None or kept[3] <= sampled[3]:
+            self._examples[index] = sampled
+
     def forget_exemplars(self) -> None:
         """Drops the exemplars: those of a point belong to the time since the last one."""
         self._examples = {}
@@ -86,7 +92,7 @@ class Sum(Exampled):
         self._touched = True
         self.total += batch.total
         if batch.sampled:
-            self._examples[0] = batch.sampled[-1]
+            self._example(0, batch.sampled[-1])
 
     def point(self, attributes: Attributes, start_ns: int, now_ns: int) -> Point | None:
         if not self._touched:
@@ -113,7 +119,7 @@ class LastValue(Exampled):
         batch = Batch.of(batch)
         self.value = batch.numbers[-1]
         if batch.sampled:
-            self._examples[0] = batch.sampled[-1]
+            self._example(0, batch.sampled[-1])
 
     def point(self, attributes: Attributes, start_ns: int, now_ns: int) -> Point | None:  # noqa: ARG002
         # A value of now has no start, so `start_ns` is not used.
@@ -152,7 +158,8 @@ class Explicit(Exampled):
         for index, count in more.items():
             counts[index] += count
         if newest:
-            self._examples.update(newest)
+            for index, sampled in newest.items():
+                self._example(index, sampled)
         ordered = batch.ordered
         self.count += len(batch)
         self.total += batch.total
@@ -203,7 +210,7 @@ class Exponential(Exampled):
         for index, count in batch.exponential(self.scale).items():
             buckets[index] = buckets.get(index, 0) + count
         if batch.sampled:
-            self._examples[0] = batch.sampled[-1]
+            self._example(0, batch.sampled[-1])
         self.zeros += zeros
         self.count += len(ordered)
         self.total += batch.total

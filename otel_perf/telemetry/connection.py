@@ -14,8 +14,9 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote, unquote, urlsplit
@@ -23,6 +24,8 @@ from urllib.parse import quote, unquote, urlsplit
 __all__ = ["MAX_ANSWER_BYTES", "Connection", "Failed", "Proxy", "Response"]
 
 MAX_ANSWER_BYTES = 65_536
+_IN_PATH = "/%:@!$&'()*+,;=~"
+_IN_QUERY = f"{_IN_PATH}?"
 
 
 class Failed(Exception):  # noqa: N818  # it says what happened
@@ -84,6 +87,7 @@ class _Wire:
         self.socket = plain
         self.deadline = deadline
         self.ended = False
+        self._reading: io.BufferedReader | None = None
 
     def limited(self) -> socket.socket:
         """The socket with what is left of the time."""
@@ -96,15 +100,29 @@ class _Wire:
             view = view[self.limited().send(view) :]
 
     def answer(self, method: str) -> HTTPResponse:
+        self._reading = io.BufferedReader(_Reader(self))
         response = HTTPResponse(cast("Any", self), method=method)
-        response.begin()
+        try:
+            response.begin()
+            while 100 <= response.status < 200 and response.status != HTTPStatus.SWITCHING_PROTOCOLS:
+                # `http.client` passes over 100 alone. It must not close what the next answer is read from.
+                cast("Any", response).fp = None
+                response = HTTPResponse(cast("Any", self), method=method)
+                response.begin()
+        except BaseException:
+            response.close()  # before what it reads from is, by a garbage collection
+            raise
+        finally:
+            self._reading = None  # no cycle
         if self.ended:  # `http.client` takes a head that is cut off for a whole one
+            response.close()
             raise ConnectionError("the answer was cut off")
         return response
 
     def makefile(self, *_: object, **__: object) -> io.BufferedReader:
         """What `HTTPResponse` asks a socket for."""
-        return io.BufferedReader(_Reader(self))
+        assert self._reading is not None  # made for each answer
+        return self._reading
 
     def is_stale(self) -> bool:
         """Whether the other side closed it, or sent what nobody asked for."""
@@ -130,7 +148,9 @@ class Connection:
         self._proxy = proxy
         host = f"[{self._host}]" if ":" in self._host else self._host.encode("idna").decode()
         self._authority = f"{host}:{self._port}"
-        path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~") + (f"?{parts.query}" if parts.query else "")
+        path = quote(parts.path or "/", safe=_IN_PATH) + (
+            f"?{quote(parts.query, safe=_IN_QUERY)}" if parts.query else ""
+        )
         lines = {"host": host if parts.port is None else self._authority, **headers}
         if proxy is not None and not secure:
             path = f"http://{self._authority}{path}"
@@ -162,8 +182,8 @@ class Connection:
     def _exchange(self, wire: _Wire, request: bytes, deadline: float) -> Response:
         wire.deadline = deadline
         wire.write(request)
-        answer = wire.answer("POST")
-        body = answer.read(MAX_ANSWER_BYTES + 1)
+        with closing(wire.answer("POST")) as answer:
+            body = answer.read(MAX_ANSWER_BYTES + 1)
         whole = len(body) <= MAX_ANSWER_BYTES
         if whole and answer.length:
             raise ConnectionError("the answer was cut off")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.util import BoundedList
 
-__all__ = ["LiveAttributes", "bounded_list"]
+__all__ = ["LiveAttributes", "bounded_attributes", "bounded_list", "put_each"]
+
+_log = logging.getLogger("opentelemetry.attributes")  # the SDK's, which says there what else it drops
 
 
 class LiveAttributes(Mapping[str, Any]):
@@ -41,3 +45,27 @@ def bounded_list(items: Sequence[Any], dropped: int) -> Any:
     made.extend(items)
     made.dropped = dropped
     return made
+
+
+def bounded_attributes(
+    most: int | None, attributes: Mapping[Any, Any] | None, longest: int | None
+) -> BoundedAttributes:
+    """The SDK's own container of them, not to be written to; a value that it cannot take is dropped and counted."""
+    try:
+        return BoundedAttributes(most, attributes, max_value_len=longest)
+    except RecursionError:
+        readable = BoundedAttributes(immutable=False, max_value_len=longest)
+        put_each(readable, attributes or {})
+        made = BoundedAttributes(most, readable.copy(), max_value_len=longest)
+        made.dropped += readable.dropped
+        return made
+
+
+def put_each(into: BoundedAttributes, attributes: Mapping[Any, Any]) -> None:
+    """Puts them in; where the SDK would raise, for a value that contains itself, it is dropped and counted."""
+    for key, value in attributes.items():
+        try:
+            into[key] = value
+        except RecursionError:
+            into.dropped += 1
+            _log.warning("The value of attribute `%s` contains itself, or is too deep. Dropping it.", key)

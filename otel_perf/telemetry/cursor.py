@@ -46,7 +46,7 @@ def default_cell(series: Series) -> Cell | None:
     metric = series.instrument.metric
     kind = metric.kind
     if kind == "histogram":
-        return Explicit(metric.buckets or DEFAULT_BOUNDS)
+        return Explicit(DEFAULT_BOUNDS if metric.buckets is None else metric.buckets)
     return LastValue() if kind == "gauge" else Sum()
 
 

@@ -26,6 +26,7 @@ __all__ = ["LOST", "Answer", "Delivery", "Payload", "packed", "partial_success",
 _RETRIED = frozenset((429, 502, 503, 504))
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 5.0
+_LONGEST_HOLD_S = 300.0  # nobody is waited for longer, whatever he asks for
 _SAID_EVERY_S = 60.0
 _WORTH_PACKING = 512
 
@@ -46,10 +47,11 @@ class Payload(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What became of a payload; of a delivered one a part may have been rejected."""
+    """What became of a payload: items that a delivery rejected, and those of its requests that were not delivered."""
 
     delivered: bool
     rejected: int = 0
+    failed: int = 0
 
 
 LOST = Answer(False)
@@ -72,26 +74,41 @@ class Delivery:
         self._signal = signal
         self._address = redaction.url(address)
         self._server = urlsplit(address).netloc  # of which one line is said, whatever the signal
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
+        self._not_before = -math.inf  # when the server wants to be asked again
         self._stopping = threading.Event()
         self._end = math.inf
 
-    def send(self, payload: Payload, within_s: float = math.inf) -> Answer:
-        """Sends a payload, more than once where that may help, within the time of one export."""
-        deadline = time.monotonic() + min(self._timeout_s, within_s)
-        attempts = 0
+    @property
+    def held_s(self) -> float:
+        """For how long the server asked to be left alone, from now on; after `stop` it is asked all the same."""
+        return 0.0 if self._stopping.is_set() else max(0.0, self._not_before - time.monotonic())
+
+    def send(self, payload: Payload, within_s: float = math.inf, *, patient: bool = False) -> Answer:
+        """Sends a payload, more than once where that may help, within the time of one export.
+
+        Who asks for a longer wait than that gets no request until it is over. A payload that has no such time is lost,
+        a patient one waits, for five minutes at most.
+        """
+        now = time.monotonic()
+        deadline, patience = now + min(self.timeout_s, within_s), now + _LONGEST_HOLD_S
+        at, attempts, why = self._not_before, 0, "it asked to be left alone for a while"
         while True:
+            if not self._stopping.is_set():
+                if at >= deadline:
+                    if not (patient and self._not_before >= deadline and at < patience):
+                        break
+                    deadline = at + self.timeout_s
+                # Whoever shuts down ends the wait, or keeps it from beginning; one more attempt is made then.
+                self._stopping.wait(max(0.0, at - time.monotonic()))
             last = self._stopping.is_set()
             answer, wait_s, why = self._attempt(payload, min(deadline, self._end), attempts)
             if answer is not None:
                 return answer
             if last or wait_s is None:
                 break
-            # Whoever shuts down ends the wait, or keeps it from beginning; one more attempt is made then.
-            if not self._stopping.is_set() and time.monotonic() + wait_s >= deadline:
-                break
             attempts += 1
-            self._stopping.wait(wait_s)
+            at = time.monotonic() + wait_s
         say("refused", self._server, f"{self._signal} could not be sent to {self._address}: {why}")
         return LOST
 
@@ -104,8 +121,11 @@ class Delivery:
         except Failed as error:
             return None, _backoff(before), str(error)
         if response.status in _RETRIED:
-            asked = _retry_after(response.headers.get("retry-after"))
-            return None, _backoff(before) if asked is None else asked, f"it answered {response.status}"
+            asked_s = _retry_after(response.headers.get("retry-after"))
+            wait_s = max(_backoff(before), asked_s)
+            if asked_s:
+                self._not_before = time.monotonic() + wait_s
+            return None, wait_s, f"it answered {response.status}"
         if not 200 <= response.status < 300:
             more = " and redirects are not followed" if 300 <= response.status < 400 else ""
             return None, None, f"it answered {response.status}{more}"
@@ -147,19 +167,20 @@ def _backoff(before: int) -> float:
     return longest * random.uniform(0.5, 1.0)  # noqa: S311  # so that many processes do not come back at once
 
 
-def _retry_after(value: str | None) -> float | None:
+def _retry_after(value: str | None) -> float:
+    """How many seconds a server asks for; none where it does not, or where nobody understands it."""
     if not value:
-        return None
+        return 0.0
     try:
         seconds = float(value)
     except ValueError:
         try:
             when = parsedate_to_datetime(value)
-        except ValueError:
-            return None
-        zoned = when if when.tzinfo else when.replace(tzinfo=timezone.utc)
-        seconds = (zoned - datetime.now(timezone.utc)).total_seconds()
-    return None if math.isnan(seconds) else max(0.0, seconds)
+            zoned = when if when.tzinfo else when.replace(tzinfo=timezone.utc)
+            seconds = (zoned - datetime.now(timezone.utc)).total_seconds()
+        except (ValueError, OverflowError, TypeError):
+            return 0.0
+    return 0.0 if math.isnan(seconds) else min(max(0.0, seconds), _LONGEST_HOLD_S)
 
 
 # The answer ----------------------------------------------------------------------------------------------------------
@@ -193,12 +214,15 @@ def partial_success(body: bytes) -> tuple[int, str]:
 
 
 def _partial_success_of_json(body: bytes) -> tuple[int, str]:
-    told: Any = json.loads(body) if body else {}
     try:
+        told: Any = json.loads(body) if body else {}
+        # Much is JSON: only who says nothing else than this is an OTLP receiver.
+        if set(told) - {"partialSuccess"}:
+            raise ValueError("no message")
         partly: Any = told.get("partialSuccess") or {}
         rejected: Any = partly.get("rejectedSpans") or partly.get("rejectedDataPoints") or 0
         return max(0, int(rejected)), str(partly.get("errorMessage") or "")
-    except (AttributeError, TypeError) as error:  # JSON, but not of this form
+    except (AttributeError, TypeError, OverflowError, RecursionError) as error:  # JSON, but not of this form
         raise ValueError("no message") from error
 
 

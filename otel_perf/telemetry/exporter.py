@@ -1,12 +1,12 @@
 """Sending spans: ending one is an append; two threads of ours encode batches and deliver them, with every span counted.
 
-Every span is in one place: the queue, a batch that waits or is on its way, the delivered, or the lost. `made` is their
-sum, so the account cannot fail to balance; each move between places is made under one lock, which ending a span never
-takes. Only spans that end at the same moment can overshoot the limit of the queue, by one for each thread.
+The account is that of `account`, with moves under one lock, which ending a span never takes. Only spans that end at the
+same moment can overshoot the limit of the queue, by one for each thread.
 
-Memory is bounded by encoding early: a batch is encoded as soon as it is full, whether the endpoint answers or not, and
-waits as (compressed) bytes, which are counted. What is not encoded yet is at most a batch, or what the queue takes
-while the encoding thread does not get a turn; it is estimated by the largest size that spans lately had.
+Memory is bounded by encoding early: each 64 spans, or fewer large ones, are encoded whether the endpoint answers or
+not, and wait as bytes, which are counted. What is not encoded yet is what the queue takes until the encoding thread
+gets its turn, by the size that spans lately had. While nothing waits there is room for a batch whatever that size was:
+only so can it be found to have been too large.
 """
 
 from __future__ import annotations
@@ -16,33 +16,24 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple
 
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
 from otel_perf import guard
+from otel_perf.telemetry.account import Account, Tally, emptied
 from otel_perf.telemetry.delivery import LOST, Answer
+from otel_perf.telemetry.filling import FIRST_LOOK, Batch, Filling, Slice, SpanSize, slices
 from otel_perf.telemetry.span import LeanSpan
-from otel_perf.telemetry.ways import Batch, SpanWay, batches, unobserved
+from otel_perf.telemetry.ways import LARGEST_REQUEST_BYTES, SpanWay, unobserved
 
 __all__ = ["SpanSender", "Tally"]
 
 _BATCH = 512
-_LARGEST_REQUEST_BYTES = 2 * 1024 * 1024  # receivers take 4 MiB at least
 _DRAINING_EVERY_S = 0.1
 _REFUSED_AT_ONCE = 4096
 
 
-class Tally(NamedTuple):
-    """What became of all spans, at one moment: `made` is the sum of the others."""
-
-    made: int
-    delivered: int
-    lost: int
-    queued: int
-
-
-class SpanSender(SpanProcessor):
+class SpanSender(Account, SpanProcessor):
     """Queues ended spans and sends them in batches: made = delivered + lost + queued, always."""
 
     def __init__(
@@ -51,17 +42,16 @@ class SpanSender(SpanProcessor):
         self._make_way = make_way
         self._capacity = queue_size
         self._capacity_bytes = queue_size_bytes
+        self._largest_bytes = min(LARGEST_REQUEST_BYTES, queue_size_bytes // 2)
         self._batch = min(_BATCH, max(1, queue_size // 2))
         self._interval_s = interval_s
-        self._closed = False
         #: Set by `drain`: what waits is sent every 100 ms.
         self.draining = False
+        super().__init__()
         self._start()
 
     def _start(self) -> None:
         self._way = self._make_way()
-        self._queue: deque[ReadableSpan] = deque()
-        self._refused: deque[None] = deque()  # one for each, so that refusing takes no lock either
         self._room = self._enough = 0  # how many spans may wait, and for how many the encoding thread is woken
         # A lock as a signal, held until there is something to do: to release one is safe in a signal handler and in
         # a garbage collection, which a condition is not.
@@ -69,17 +59,12 @@ class SpanSender(SpanProcessor):
         self._wake.acquire()
         self._woken = False
         self._urgent = False
-        # Re-entrant: while it is held, garbage collection may run code that asks for the counts.
-        self._changed = threading.Condition(threading.RLock())
         self._batches: deque[Batch] = deque()
-        self._in_hand = 0  # spans that were taken from the queue and are not done with
-        self._bytes = 0
-        self._span_bytes = 2048.0
-        self._done = 0  # spans that were ever queued and are done with, and how many of those were lost
-        self._failed = 0
-        self._over = self._encoded_all = False
-        self.delivered = 0
-        self._lost: dict[str, int] = {}
+        self._bytes = 0  # of what is encoded and not done with
+        self._taken = 0  # spans that are just being encoded
+        self._filling = Filling()
+        self._size = SpanSize(self._capacity_bytes)
+        self._over = False
         self._make_room()
         self._threads = [
             threading.Thread(target=self._encode_all, name="otel_perf-spans", daemon=True),
@@ -133,12 +118,7 @@ class SpanSender(SpanProcessor):
         self.draining = True
         self._wake_up()
 
-    # The account -----------------------------------------------------------------------------------------------------
-
-    @property
-    def queued(self) -> int:
-        """Spans that wait or are on their way."""
-        return self.tally().queued
+    # Room ------------------------------------------------------------------------------------------------------------
 
     @property
     def capacity(self) -> int:
@@ -146,52 +126,17 @@ class SpanSender(SpanProcessor):
         return self._capacity
 
     @property
-    def made(self) -> int:
-        """Spans that were ever handed over."""
-        return self.tally().made
-
-    @property
-    def lost(self) -> dict[str, int]:
-        """Spans that were lost, by the reason."""
-        with self._changed:
-            self._count_refused()
-            return dict(self._lost)
-
-    @property
     def waiting_bytes(self) -> int:
-        """Bytes of the batches that wait or are on their way."""
+        """Bytes of what is encoded and waits or is on its way."""
         return self._bytes
 
-    def tally(self) -> Tally:
-        """All counts at one moment."""
-        with self._changed:
-            self._count_refused()
-            queued, lost = len(self._queue) + self._in_hand, sum(self._lost.values())
-            return Tally(self.delivered + lost + queued, self.delivered, lost, queued)
-
-    def _count_refused(self) -> None:
-        refused = _emptied(self._refused)
-        if self._encoded_all:
-            refused += _emptied(self._queue)  # put there by a thread that was held up since before the end
-        if refused:
-            reason = "closed" if self._closed else "queue_full"
-            self._lost[reason] = self._lost.get(reason, 0) + refused
-
-    def _settle(self, count: int, lost: int, reason: str) -> None:
-        """Spans in hand are done with, `lost` of them for a reason."""
-        self._in_hand -= count
-        self._done += count
-        self._failed += lost
-        self.delivered += count - lost
-        if lost:
-            self._lost[reason] = self._lost.get(reason, 0) + lost
-        self._make_room()
-        self._changed.notify_all()
-
     def _make_room(self) -> None:
-        by_bytes = int((self._capacity_bytes - self._bytes) / self._span_bytes)
-        self._enough = min(self._batch, max(1, by_bytes // 2))
-        self._room = 0 if self._closed else max(0, min(self._capacity - self._in_hand, by_bytes))
+        each = self._size.each_bytes
+        by_bytes = int((self._capacity_bytes - self._bytes) / each) - self._taken
+        self._enough = max(1, min(self._batch, self._size.look, by_bytes // 2))
+        # An estimate that is too large is unlearned by the spans that come all the same.
+        least = int(self._bytes < self._capacity_bytes) if self._in_hand else self._batch
+        self._room = 0 if self._closed else max(0, min(self._capacity - self._in_hand, max(least, by_bytes)))
 
     # Encoding --------------------------------------------------------------------------------------------------------
 
@@ -207,14 +152,13 @@ class SpanSender(SpanProcessor):
             if now >= due or self.draining:
                 due = now + (_DRAINING_EVERY_S if self.draining else self._interval_s)
                 # While others wait for the endpoint, a batch may as well fill up.
-                pressing = pressing or not self._in_hand
-            left = len(self._queue)
-            if not pressing:
-                left -= left % self._enough
+                pressing = pressing or self._in_hand == self._filling.spans
+            left, most = len(self._queue), FIRST_LOOK  # a few at first: others may come than came before
             while left > 0:
-                taken = min(left, self._batch)
-                self._encode(taken)
-                left -= taken
+                left -= self._encode(min(left, most))
+                most = self._batch
+            if pressing:
+                self._seal()
             with self._changed:
                 self._count_refused()
                 if over:
@@ -222,48 +166,87 @@ class SpanSender(SpanProcessor):
                     self._changed.notify_all()
                     return
 
-    def _encode(self, count: int) -> None:
+    def _encode(self, most: int) -> int:
+        """Takes a slice from the queue, `most` spans at most, and encodes it; answers how many were asked for."""
         with self._changed:
+            count = min(most, self._size.slice, self._batch - self._filling.spans)
             # A shutdown that ran out of time may have emptied the queue meanwhile.
-            spans = [self._queue.popleft() for _ in range(min(count, len(self._queue)))]
-            self._in_hand += len(spans)
-        if not spans:
+            self._taken = min(count, len(self._queue))
+            self._in_hand += self._taken
+            self._make_room()  # before they are taken, so that nobody finds their room twice
+            spans = [self._queue.popleft() for _ in range(self._taken)]
+        if spans:
+            for each in slices(self._way, spans, self._largest_bytes):
+                self._fill(each)
+        return count
+
+    def _fill(self, each: Slice) -> None:
+        size_bytes = each.size_bytes
+        if (
+            self._filling.size_bytes + size_bytes > self._largest_bytes
+            or self._bytes + size_bytes > self._capacity_bytes
+        ):
+            self._seal()  # which may make it smaller, too
+        with self._changed:
+            self._taken -= each.spans
+            self._size.learn(each.spans, size_bytes)
+            if self._over:
+                self._settle(each.spans, each.spans, "shutdown")
+            elif each.part is None:
+                self._settle(each.spans, each.spans, "encoding")
+            elif self._bytes + size_bytes > self._capacity_bytes:
+                self._settle(each.spans, each.spans, "queue_full")
+            else:
+                self._bytes += size_bytes
+                self._filling.add(each)
+                self._make_room()
+        if self._filling.spans >= self._batch or self._filling.size_bytes >= self._largest_bytes:
+            self._seal()
+
+    def _seal(self) -> None:
+        """What has filled up is one batch, which waits to be sent."""
+        with self._changed:
+            filled, self._filling = self._filling, Filling()
+        if not filled.spans:
             return
-        for part in batches(self._way, spans, min(_LARGEST_REQUEST_BYTES, self._capacity_bytes // 2)):
-            with self._changed:
-                if self._over:
-                    self._settle(part.spans, part.spans, "shutdown")
-                elif part.encoded is None:
-                    self._settle(part.spans, part.spans, "encoding")
-                elif self._bytes + part.size_bytes > self._capacity_bytes:
-                    self._settle(part.spans, part.spans, "queue_full")
-                else:
-                    self._bytes += part.size_bytes
-                    each = part.spans_bytes / part.spans
-                    self._span_bytes = max(each, (self._span_bytes * 7 + each) / 8)
-                    self._batches.append(part)
-                    self._make_room()
-                    self._changed.notify_all()
+        try:
+            encoded, size_bytes = self._way.join(filled.parts)
+        except Exception:
+            guard.note("encoding spans")
+            encoded, size_bytes = None, 0
+        with self._changed:
+            self._bytes -= filled.size_bytes
+            if self._over or encoded is None:
+                self._settle(filled.spans, filled.spans, "shutdown" if self._over else "encoding")
+            else:
+                self._bytes += size_bytes
+                self._batches.append(Batch(encoded, filled.spans, size_bytes))
+                self._make_room()
+                self._changed.notify_all()
 
     # Sending ---------------------------------------------------------------------------------------------------------
 
     def _send_all(self) -> None:
         with unobserved():
-            while True:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._batches or self._encoded_all)
-                    if not self._batches:
-                        break
-                    batch = self._batches.popleft()
-                answer = self._sent(batch)
-                rejected = min(answer.rejected, batch.spans)
-                with self._changed:
-                    self._bytes -= batch.size_bytes
-                    if answer.delivered:
-                        self._settle(batch.spans, rejected, "rejected")
-                    else:
-                        self._settle(batch.spans, batch.spans, "export_failed")
+            while self._send_next():
+                pass
             self._way.close()
+
+    def _send_next(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._batches or self._encoded_all)
+            if not self._batches:
+                return False
+            batch = self._batches.popleft()
+        answer = self._sent(batch)
+        rejected = min(answer.rejected, batch.spans)
+        with self._changed:
+            self._bytes -= batch.size_bytes
+            if answer.delivered:
+                self._settle(batch.spans, rejected, "rejected")
+            else:
+                self._settle(batch.spans, batch.spans, "export_failed")
+        return True
 
     def _sent(self, batch: Batch) -> Answer:
         try:
@@ -312,8 +295,11 @@ class SpanSender(SpanProcessor):
 
     def _give_up(self) -> None:
         """Counts everything that waits as lost."""
-        waiting = _emptied(self._queue)
+        waiting: int = emptied(self._queue)
         self._in_hand += waiting
+        filled, self._filling = self._filling, Filling()
+        self._bytes -= filled.size_bytes
+        waiting += filled.spans
         for batch in self._batches:
             self._bytes -= batch.size_bytes
             waiting += batch.spans
@@ -326,13 +312,5 @@ class SpanSender(SpanProcessor):
         if self._closed:
             self._changed = threading.Condition(threading.RLock())  # spans still end, and are counted
         else:
+            self._open()
             self._start()
-
-
-def _emptied(queue: deque[Any]) -> int:
-    count = 0
-    with suppress(IndexError):
-        while True:
-            queue.popleft()
-            count += 1
-    return count

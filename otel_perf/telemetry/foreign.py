@@ -1,23 +1,34 @@
 """Spans of other libraries, redacted before they leave: ours are redacted where a value enters, theirs are not.
 
-The encoder of `otlp` asks `value` once for each pair that it has not seen; whatever else sends spans gets read-only
-copies from `readable`.
+The thread that encodes does it. The encoder of `otlp` asks `value` once for each pair that it has not seen; whatever
+else sends spans gets read-only copies from `readable`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, Status
 
 from otel_perf import redaction
-from otel_perf.conventions import EXCEPTION_STACKTRACE, SCOPE
+from otel_perf.conventions import EXCEPTION_STACKTRACE, SCOPE, SERVER_ADDRESS, URL_PATH
+from otel_perf.redaction import MAX_LENGTH, TABLE, hidden, text, url
 
-__all__ = ["description", "is_own", "readable", "value"]
+__all__ = ["description", "is_own", "name", "readable", "value"]
+
+# An address in a text: of any scheme, its password with blanks even, or of this server and with a query. What it begins
+# with begins no word before it, so a text is read once.
+_ADDRESS = re.compile(r"(?<![\w+.-])[\w+.-]*://(?:[^/?#]*@)?\S*|(?<!\S)/[^\s?]*\?\S+")
+_SECRET = re.compile(
+    r"(?:^|[._-])(?:authorization|cookie|password|passwd|secret|token|api[_-]?key)$"
+    r"|^db\.\w+\.(?:args|parameters?)\b"
+)
+_SECRET_HEADER = re.compile(r"auth(?!ority)|token|cookie|secret|passw|key|session|credential|signature|csrf|xsrf")
 
 
 def is_own(scope: InstrumentationScope | None) -> bool:
@@ -29,19 +40,81 @@ def value(key: str, given: Any) -> Any:
     """The value of an attribute as it may leave."""
     if key == EXCEPTION_STACKTRACE and isinstance(given, str):
         return _places(given)
-    return redaction.redact({key: given})[key]
+    return _clean(_redactor(key), given)
+
+
+def name(given: str) -> str:
+    """The name of a span or an event as it may leave."""
+    return _without_secrets(given) if isinstance(given, str) else given  # pyright: ignore[reportUnnecessaryIsInstance]  # whatever they named it
+
+
+def _without_secrets(given: str) -> str:
+    """A text whose addresses have neither user information nor query values."""
+    if "://" in given or ("?" in given and "/" in given):
+        # Twice the limit, so that no address that is left over was cut before its @.
+        return text(_ADDRESS.sub(_address, given[: 2 * MAX_LENGTH]))
+    return given
+
+
+def _address(found: re.Match[str]) -> str:
+    whole = found[0]
+    suspicious = "@" in whole or "?" in whole or "#" in whole or len(whole) > MAX_LENGTH
+    return url(whole) if suspicious else whole
+
+
+def _host(given: str) -> str:
+    return _without_secrets(given).rpartition("@")[2]
+
+
+def _path(given: str) -> str:
+    return given.split("?", 1)[0]
+
+
+# Beyond what is done for ours, which we write ourselves.
+_MORE: dict[str, Callable[[str], str]] = {
+    SERVER_ADDRESS: _host,
+    "net.peer.name": _host,
+    "net.host.name": _host,
+    URL_PATH: _path,
+}
+
+
+@lru_cache(maxsize=1024)
+def _redactor(key: str) -> Callable[[str], str]:
+    plain = key.lower()
+    _, is_header, header = plain.partition(".header.")
+    known = TABLE.get(plain) or _MORE.get(plain)
+    if known is not None:
+        return known
+    return hidden if _SECRET.search(plain) or (is_header and _SECRET_HEADER.search(header)) else _without_secrets
+
+
+def _clean(redactor: Callable[[str], str], given: Any) -> Any:
+    if isinstance(given, str):
+        return text(redactor(given))
+    if isinstance(given, (list, tuple)):
+        return [_clean(redactor, each) for each in cast("Sequence[Any]", given)]
+    if isinstance(given, Mapping):
+        pairs = cast("Mapping[object, Any]", given).items()
+        by_key = redactor is _without_secrets
+        return {key: _clean(_redactor(str(key)) if by_key else redactor, each) for key, each in pairs}
+    if redactor is hidden and given is not None:
+        return redaction.MASK  # a number is as much a secret
+    if isinstance(given, (bytes, bytearray)) and (redactor is not _without_secrets or b"://" in given):
+        return text(redactor(given.decode("utf-8", "replace"))).encode()
+    return given
 
 
 def _places(stack: str) -> str:
     """A stack as places: its source lines hold literals, and its last line the message."""
-    places = [redaction.text(line.strip()) for line in stack.splitlines() if line.lstrip().startswith('File "')]
-    return "\n".join(places)[-redaction.MAX_LENGTH :]
+    places = [text(line.strip()) for line in stack.splitlines() if line.lstrip().startswith('File "')]
+    return "\n".join(places)[-MAX_LENGTH:]
 
 
 @lru_cache(maxsize=256)
-def description(text: str) -> str:
+def description(given: str) -> str:
     """The description of a status as it may leave."""
-    return redaction.message(text)
+    return redaction.message(given)
 
 
 class _Readable(ReadableSpan):
@@ -49,7 +122,8 @@ class _Readable(ReadableSpan):
 
     def __init__(self, of: ReadableSpan, clean: bool) -> None:
         super().__init__(
-            of.name, of.get_span_context(), of.parent, of.resource, _attributes(of.attributes, clean),
+            name(of.name) if clean else of.name,
+            of.get_span_context(), of.parent, of.resource, _attributes(of.attributes, clean),
             [_event(each, clean) for each in of.events],
             [_link(each, clean) for each in of.links],
             of.kind, None, _status(of.status, clean), of.start_time, of.end_time, of.instrumentation_scope,
@@ -80,9 +154,7 @@ def _attributes(attributes: Mapping[str, Any] | None, clean: bool) -> dict[str, 
 
 
 def _event(event: Event, clean: bool) -> Event:
-    if not clean or not event.attributes:
-        return event
-    return Event(event.name, _attributes(event.attributes, clean), event.timestamp)
+    return Event(name(event.name), _attributes(event.attributes, clean), event.timestamp) if clean else event
 
 
 def _link(link: Link, clean: bool) -> Link:

@@ -107,6 +107,8 @@ class Instrument:
             found = self._by_items.get(quick)
         except TypeError:  # a list cannot be hashed
             return self._of(attributes)
+        except AttributeError:  # no mapping: as in the SDK the value counts without attributes
+            return self._of({})
         if found is None:
             found = self._of(attributes)
             # Callers that hand labels over in another order each time must not fill this dict either.
@@ -164,7 +166,7 @@ class Instrument:
         return self._overflow
 
     def observed(self) -> Observed:
-        """What its callbacks say now: one value for each attribute set, the last one told."""
+        """What its callbacks say now, up to where one raises: one value for each attribute set, the last one told."""
         told: dict[labels.Key, tuple[Number, Mapping[str, Any]]] = {}
         for observer in list(self.observers):
             self._ask(observer, told)
@@ -178,6 +180,7 @@ class Instrument:
                 key = labels.key(clean)
                 value = plain(value)  # noqa: PLW2901 -- raises for what is no number, which no exporter could write
                 if not math.isnan(value) and (key in told or len(told) < limit):
+                    told.pop(key, None)  # to the end: where views drop attributes the last one told counts
                     told[key] = (value, clean)
         except Exception:  # callbacks are the application's: one that fails costs only itself
             guard.note(f"the callback of metric {self.metric.name}")

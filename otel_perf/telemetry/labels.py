@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, cast
 
 from otel_perf.redaction import MAX_LENGTH
 
-__all__ = ["Key", "clean", "is_plain", "key", "widest"]
+__all__ = ["Key", "clean", "clean_value", "is_plain", "key", "widest"]
 
 #: Name, value and type of each label: to Python `1`, `1.0` and `True` are the same, to OpenTelemetry they are not.
 Key: TypeAlias = "frozenset[tuple[str, Hashable, type]]"
@@ -16,18 +16,29 @@ _PLAIN: frozenset[type] = frozenset({str, bool, int, float, type(None)})
 
 
 def clean(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Labels that every exporter can write: text of bounded length, numbers, and lists of them."""
-    return {str(name): _clean_value(value) for name, value in attributes.items()}
+    """Labels that every exporter can write: text of bounded length, numbers, and lists of them.
+
+    Names are those that the SDK keeps: empty ones go, and what says nothing of itself but its address.
+    """
+    return {str(name): clean_value(value) for name, value in attributes.items() if name and _shown(name)}
 
 
-def _clean_value(value: Any) -> Any:
+def clean_value(value: Any) -> Any:
+    """One value as every exporter can write it; None for what says nothing of itself, as in the SDK."""
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, (list, tuple)):
-        return tuple(_clean_value(each) for each in cast("Sequence[Any]", value))
+        return tuple(clean_value(each) for each in cast("Sequence[Any]", value))
+    if not _shown(value):  # each object would make a series of its own
+        return None
     shown = str.__str__(value) if isinstance(value, str) else str(value)  # of an enumeration its value
     # Half a surrogate pair cannot be encoded, and would cost a whole export.
     return shown[:MAX_LENGTH].encode(errors="replace").decode()
+
+
+def _shown(value: object) -> bool:
+    kind = type(value)
+    return kind.__str__ is not object.__str__ or kind.__repr__ is not object.__repr__
 
 
 def is_plain(values: Iterable[Any]) -> bool:

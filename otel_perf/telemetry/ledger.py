@@ -13,22 +13,20 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
 
+from otel_perf.telemetry import shared_files, told
 from otel_perf.telemetry.summing import Tally
 
 __all__ = ["Ledger", "deserted"]
 
-_VERSION = 1
 _BEGIN, _END, _UNFINISHED = "worker-", ".json", ".tmp"
-_RETIRED, _LOCK = "retired.json", "retired.lock"
+_RETIRED, _LOCK, _SPOILT = "retired.json", "retired.lock", "spoilt-"
 # Names of absorbed files that are remembered: more than can end while somebody reads.
 _REMEMBERED = 1000
 _OVER_AFTER_S = 60.0
@@ -81,7 +79,7 @@ class Ledger:
         """Whether this worker has a file."""
         return self._name is not None
 
-    def publish(self, tally: Tally) -> None:
+    def publish(self, written: bytes) -> None:
         """Writes this worker's figures. Not to be called by two threads at once.
 
         Raises:
@@ -92,28 +90,33 @@ class Ledger:
             self._renew()
             self._absorb_if_possible()
             self._name = f"{_BEGIN}{os.getpid()}-{time.time_ns():x}-{os.urandom(3).hex()}{_END}"
-        written = _encoded(tally.dump())
         if written == self._written and self._held and os.fstat(self._held[-1]).st_nlink:
             os.utime(self._held[-1])  # so that those who clean up temporary files see it in use
         else:
             self._write(self._name, written)
             self._written = written
 
+    def published(self, *, windows: bool = True) -> Tally | None:
+        """The figures of this worker as the others see them; None before they can."""
+        return self._parsed(self._name, self._written, windows=windows) if self._name and self._written else None
+
     def _write(self, name: str, written: bytes) -> None:
         unfinished = self._directory / f"{name}{_UNFINISHED}"
         try:
-            opened = _create(unfinished)
+            opened = shared_files.create(unfinished)
         except FileNotFoundError:  # somebody cleaned up
             self._prepare()
-            opened = _create(unfinished)
+            opened = shared_files.create(unfinished)
         # Known from now on, so that a forked child can let go of it.
         self._held.append(opened)
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _write_all(opened, written)
+            shared_files.write_all(opened, written)
             unfinished.rename(self._directory / name)
         except OSError:
             os.close(self._held.pop())
+            with contextlib.suppress(OSError):
+                unfinished.unlink()  # a full disk needs the room
             raise
         # Forgotten before it is closed: a child that is forked in between must not close the number's next bearer.
         old = self._held[:-1]
@@ -125,10 +128,10 @@ class Ledger:
         """The figures of all other workers, each with whether it lives, and of those that are gone."""
         found = [(name, *opened) for name in self._others() if (opened := self._open(name)) is not None]
         # Last: what was absorbed meanwhile is in it, and named.
-        retired = self._read_retired(windows=windows)
+        retired = self._read_retired(windows=windows) or _Retired()
         read: list[tuple[Tally, bool]] = [] if retired.tally is None else [(retired.tally, False)]
-        for name, told, living in found:
-            tally = None if name in retired.absorbed else self._parsed(name, told, windows=windows)
+        for name, content, living in found:
+            tally = None if name in retired.absorbed else self._parsed(name, content, windows=windows)
             if tally is not None:
                 read.append((tally, living))
         if not all(living for _, _, living in found):
@@ -141,24 +144,42 @@ class Ledger:
             self.absorb()
 
     def absorb(self) -> None:
-        """Adds what dead workers left to `retired`, unless somebody else does it right now."""
-        with _locked(self._directory / _LOCK) as mine:
+        """Adds what dead workers left to `retired`, unless somebody else does it right now.
+
+        Raises:
+            OSError: when that cannot be done now.
+        """
+        with shared_files.locked(self._directory / _LOCK) as mine:
             if not mine:
                 return
             retired = self._read_retired()
             dead = self._dead()
-            new = [(name, told) for name, told in dead if name not in retired.absorbed]
-            for name, told in new:
-                tally = self._parsed(name, told)
-                if tally is not None:
-                    retired.tally = retired.tally or Tally(tally.started_ns, living=0, limit=self._limit)
-                    retired.tally.add(tally, living=False)
-                retired.absorbed.append(name)
+            new = [(name, found) for name, found in dead if retired is None or name not in retired.absorbed]
             if new:
+                if retired is None:
+                    self._put_aside(_RETIRED)
+                    retired = _Retired()
+                for name, found in new:
+                    self._absorb(name, found, retired)
                 self._write_retired(retired)
             for name, _ in dead:
-                _remove(self._directory / name, self._directory / f"{name}{_UNFINISHED}")
-            _remove(*_left_unfinished(self._directory))
+                shared_files.remove(self._directory / name, self._directory / f"{name}{_UNFINISHED}")
+            shared_files.remove(*_left_unfinished(self._directory))
+
+    def _absorb(self, name: str, found: bytes, retired: _Retired) -> None:
+        tally = self._parsed(name, found)
+        if tally is None:
+            self._put_aside(name)
+        else:
+            retired.tally = retired.tally or Tally(tally.started_ns, living=0, limit=self._limit)
+            retired.tally.add(tally, living=False)
+        retired.absorbed.append(name)
+
+    def _put_aside(self, name: str) -> None:
+        """Keeps a file that cannot be read under another name, for somebody to look at."""
+        aside = f"{_SPOILT}{time.time_ns():x}-{name}"
+        (self._directory / name).rename(self._directory / aside)
+        _log.warning("otel_perf: %s is kept as %s, and its figures are not counted", self._directory / name, aside)
 
     def leave(self) -> None:
         """Lets go of the file: it is for the next reader to absorb, and never for this one to read as another's."""
@@ -181,57 +202,66 @@ class Ledger:
         return [(name, found[0]) for name, found in opened if found is not None and not found[1]]
 
     def _open(self, name: str) -> tuple[bytes, bool] | None:
-        """What a worker's file holds, and whether the worker lives; None when it is gone."""
+        """What a worker's file holds, and whether the worker lives; None when it is gone, or is none."""
         path = self._directory / name
         while True:
             try:
-                opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+                with shared_files.regular(path) as opened:
+                    living = shared_files.is_held(opened)
+                    # Of a file that was replaced meanwhile the lock is free as well.
+                    if living or shared_files.is_still(opened, path):
+                        return shared_files.read_all(opened), living
             except FileNotFoundError:
                 return None
-            try:
-                living = _is_held(opened)
-                # Of a file that was replaced meanwhile the lock is free as well.
-                if living or _is_still(opened, path):
-                    return _read_all(opened), living
-            finally:
-                os.close(opened)
+            except OSError as error:
+                self._leave_out(name, error)
+                return None
 
     def _renew(self) -> None:
         """Starts the group from zero where it is over."""
         if self._lasts:
             return
-        with _locked(self._directory / _LOCK) as mine:
+        with shared_files.locked(self._directory / _LOCK) as mine:
             paths = [path for path in self._directory.iterdir() if path.name != _LOCK]
-            newest_s = max((path.stat().st_mtime for path in paths), default=0.0)
+            newest_s = max(map(shared_files.changed_s, paths), default=0.0)
             if mine and time.time() - newest_s > _OVER_AFTER_S and deserted(self._directory):
-                _remove(*paths)
+                shared_files.remove(*paths)
 
-    def _parsed(self, name: str, told: bytes, *, windows: bool = True) -> Tally | None:
+    def _parsed(self, name: str, found: bytes, *, windows: bool = True) -> Tally | None:
         try:
-            return Tally.load(_decoded(told), windows=windows)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            if name not in self._bad:
-                self._bad.add(name)
-                _log.warning("otel_perf: %s cannot be read and is left out: %r", self._directory / name, error)
+            return Tally.load(told.decoded(found), windows=windows)
+        except told.MALFORMED as error:
+            self._leave_out(name, error)
             return None
 
-    def _read_retired(self, *, windows: bool = True) -> _Retired:
+    def _leave_out(self, name: str, error: Exception) -> None:
+        if name not in self._bad:
+            self._bad.add(name)
+            _log.warning("otel_perf: %s cannot be read and is left out: %r", self._directory / name, error)
+
+    def _read_retired(self, *, windows: bool = True) -> _Retired | None:
+        """What those left that are gone; None when that cannot be known."""
         try:
-            told = (self._directory / _RETIRED).read_bytes()
+            with shared_files.regular(self._directory / _RETIRED) as opened:
+                read = told.decoded(shared_files.read_all(opened))
+            tally = Tally.load(read, windows=windows)
+            absorbed = [str(name) for name in read["absorbed"]]
         except FileNotFoundError:
             return _Retired()
-        tally = self._parsed(_RETIRED, told, windows=windows)
-        if tally is None:
-            return _Retired()
+        except (*told.MALFORMED, shared_files.NotRegularError) as error:
+            self._leave_out(_RETIRED, error)
+            return None
         tally.living, tally.limit = 0, self._limit
-        return _Retired(tally, [str(name) for name in _decoded(told)["absorbed"]])
+        return _Retired(tally, absorbed)
 
     def _write_retired(self, retired: _Retired) -> None:
         tally = retired.tally or Tally(time.time_ns(), living=0)
         unfinished = self._directory / f"{_RETIRED}{_UNFINISHED}"
-        opened = _create(unfinished)
+        opened = shared_files.create(unfinished)
         try:
-            _write_all(opened, _encoded({**tally.dump(), "absorbed": retired.absorbed[-_REMEMBERED:]}))
+            shared_files.write_all(
+                opened, told.document(**tally.dump(), absorbed=told.encode(retired.absorbed[-_REMEMBERED:]))
+            )
         finally:
             os.close(opened)
         unfinished.rename(self._directory / _RETIRED)
@@ -240,13 +270,12 @@ class Ledger:
 def deserted(directory: Path) -> bool:
     """Whether no worker of this group lives."""
     for name in _workers(directory):
-        with contextlib.suppress(FileNotFoundError):
-            opened = os.open(directory / name, os.O_RDONLY | os.O_NOFOLLOW)
-            try:
-                if _is_held(opened) or not _is_still(opened, directory / name):
-                    return False
-            finally:
-                os.close(opened)
+        with (
+            contextlib.suppress(FileNotFoundError, shared_files.NotRegularError),
+            shared_files.regular(directory / name) as opened,
+        ):
+            if shared_files.is_held(opened) or not shared_files.is_still(opened, directory / name):
+                return False
     return True
 
 
@@ -261,66 +290,4 @@ def _workers(directory: Path) -> list[str]:
 def _left_unfinished(directory: Path) -> list[Path]:
     """What workers were killed over; a living one needs a moment for it, not a minute."""
     listed = [path for path in directory.iterdir() if path.name.endswith(_UNFINISHED)]
-    return [path for path in listed if time.time() - path.stat().st_mtime > _OVER_AFTER_S]
-
-
-def _encoded(document: dict[str, Any]) -> bytes:
-    return json.dumps({"version": _VERSION, **document}, separators=(",", ":")).encode()
-
-
-def _decoded(told: bytes) -> dict[str, Any]:
-    document: Any = json.loads(told)
-    if document["version"] != _VERSION:
-        raise ValueError(f"it is of version {document['version']}")
-    return cast("dict[str, Any]", document)
-
-
-def _create(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-
-
-def _write_all(opened: int, written: bytes) -> None:
-    view = memoryview(written)
-    while view:
-        view = view[os.write(opened, view) :]
-
-
-def _read_all(opened: int) -> bytes:
-    with open(opened, "rb", closefd=False) as file:
-        return file.read()
-
-
-def _is_held(opened: int) -> bool:
-    try:
-        fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    return False
-
-
-def _is_still(opened: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(opened), path.lstat())
-    except FileNotFoundError:
-        return False
-
-
-def _remove(*paths: Path) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Generator[bool, None, None]:
-    """Whether the lock could be had at once; it is given back at the end of the block, or of the process."""
-    opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(opened)
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        os.close(opened)
+    return [path for path in listed if time.time() - shared_files.changed_s(path) > _OVER_AFTER_S]

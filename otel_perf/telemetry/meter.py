@@ -37,7 +37,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from otel_perf import guard
 from otel_perf.conventions import InstrumentKind, Metric, buckets_for
-from otel_perf.telemetry import recorders, sdk
+from otel_perf.telemetry import naming, recorders, sdk
 from otel_perf.telemetry.batch import Number
 from otel_perf.telemetry.recorders import sampled
 from otel_perf.telemetry.series import Collected, Cursor, Instrument, Observe, Registry
@@ -52,30 +52,39 @@ _Callback = Callable[[CallbackOptions], Iterable[Observation]] | Generator[Itera
 Callbacks = Sequence[_Callback]
 
 
+def _told(observations: Iterable[Observation]) -> Iterable[tuple[Number, Mapping[str, Any]]]:
+    # One after the other: what was told before a fault counts.
+    for each in observations:
+        yield each.value, each.attributes if isinstance(each.attributes, Mapping) else {}
+
+
 def _observer(callback: _Callback) -> Observe:
     if not isinstance(callback, Generator):
-        return lambda: [(each.value, each.attributes or {}) for each in callback(CallbackOptions())]
+        return lambda: _told(callback(CallbackOptions()))
     telling = cast("Generator[Iterable[Observation], CallbackOptions, None]", callback)
     next(telling)
 
-    def told() -> list[tuple[Number, Mapping[str, Any]]]:
+    def told() -> Iterable[tuple[Number, Mapping[str, Any]]]:
         try:
-            return [(each.value, each.attributes or {}) for each in telling.send(CallbackOptions())]
+            observations = telling.send(CallbackOptions())
         except StopIteration:  # it has nothing more to tell
-            return []
+            return ()
+        return _told(observations)
 
     return told
 
 
-def _advised(name: str, bounds: Sequence[float] | None) -> tuple[float, ...]:
+def _advised(name: str, bounds: Sequence[float] | None) -> tuple[float, ...] | None:
+    if bounds is None:
+        return None
     try:
-        advised = tuple(float(bound) for bound in bounds or ())
+        advised = tuple(float(bound) for bound in bounds)
     except (TypeError, ValueError):
         advised = (math.nan,)
     if all(map(math.isfinite, advised)) and all(low < high for low, high in pairwise(advised)):
         return advised
     _log.warning("otel_perf: the bounds advised for %s are not rising numbers; the usual ones are used", name)
-    return ()
+    return None
 
 
 class Meter(metrics.Meter):
@@ -90,8 +99,10 @@ class Meter(metrics.Meter):
     def _instrument(
         self, name: str, unit: str, about: str, kind: InstrumentKind, bounds: Sequence[float] | None = None
     ) -> Instrument:
+        unit = "" if unit is None else unit  # pyright: ignore[reportUnnecessaryComparison]  # callers have no checker
+        naming.check(name, unit)
         buckets = buckets_for(name) or _advised(name, bounds)
-        return self._registry.instrument(Metric(name, unit, kind, about, (), buckets), self._scope)
+        return self._registry.instrument(Metric(name, unit, kind, naming.about(about), (), buckets), self._scope)
 
     def create_counter(self, name: str, unit: str = "", description: str = "") -> recorders.Counter:
         return recorders.Counter(self._instrument(name, unit, description, "counter"), self._exemplars)
@@ -148,6 +159,7 @@ class MeterProvider(sdk_metrics.MeterProvider):
         self.registry = registry
         self.resource = resource
         self.exemplars = exemplars
+        self.views = tuple(views)
         if views:
             registry.view(Views(registry, views))
         self._bound: dict[MetricReader, Cursor] = {}
@@ -156,7 +168,10 @@ class MeterProvider(sdk_metrics.MeterProvider):
     def get_meter(
         self, name: str, version: str | None = None, schema_url: str | None = None, attributes: Attributes = None
     ) -> metrics.Meter:
-        return Meter(self, InstrumentationScope(name, version, schema_url, attributes))
+        if not name:
+            _log.warning("otel_perf: a meter needs a name; what is recorded by one without is left out, as by the SDK")
+            return metrics.NoOpMeter(name, version, schema_url)
+        return Meter(self, naming.scope(name, version, schema_url, attributes))
 
     def add_metric_reader(self, metric_reader: MetricReader) -> None:
         """Connects a stock reader; it sees what is recorded from now on."""

@@ -44,11 +44,14 @@ class MetricSender:
         self._thread.start()
 
     def _run(self, stop: threading.Event) -> None:
-        while not stop.wait(self._interval_s):
+        # Nothing is read that could not be sent: changes stay in the registry until the endpoint may be asked again.
+        while not stop.wait(self._interval_s) and not stop.wait(self._way.held_s):
             with self._lock:
                 self._export(math.inf)
 
     def _export(self, within_s: float) -> bool:
+        if self._way.held_s > within_s:
+            return False
         try:
             collected = self._cursor.collect()
             data = metrics_data(collected, self._resource())
@@ -61,9 +64,10 @@ class MetricSender:
         answer = self._sent(data, within_s)
         if not answer.delivered:
             self._lose(points, "export_failed")
-        elif answer.rejected:
-            self._lose(min(points, answer.rejected), "rejected")
-        return answer.delivered and not answer.rejected
+            return False
+        self._lose(min(points, answer.failed), "export_failed")
+        self._lose(min(points, answer.rejected), "rejected")
+        return not answer.failed and not answer.rejected
 
     def _sent(self, data: MetricsData, within_s: float) -> Answer:
         try:
@@ -74,7 +78,8 @@ class MetricSender:
             return LOST
 
     def _lose(self, points: int, reason: str) -> None:
-        self.lost[reason] = self.lost.get(reason, 0) + points
+        if points:
+            self.lost[reason] = self.lost.get(reason, 0) + points
 
     def flush(self, timeout_s: float) -> bool:
         """Reads and sends now, within the time; True when it was delivered."""

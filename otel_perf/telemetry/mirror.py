@@ -48,7 +48,7 @@ class Mirror:
     def _make(self, instrument: Instrument) -> Any:
         metric, meter = instrument.metric, self._meter(instrument)
         if metric.kind == "histogram":
-            bounds = list(metric.buckets) or None
+            bounds = None if metric.buckets is None else list(metric.buckets)
             return meter.create_histogram(
                 metric.name, metric.unit, metric.about, explicit_bucket_boundaries_advisory=bounds
             ).record

@@ -27,22 +27,33 @@ __all__ = ["spans_request"]
 _START_AND_END = Struct("<BQBQ").pack
 
 
+@lru_cache(maxsize=1024)
+def _name_and_kind(name: str, kind: int) -> bytes:
+    return text(b"\x2a", name) + b"\x30" + varint(kind + 1)
+
+
+@lru_cache(maxsize=1024)
+def _clean_name_and_kind(name: str, kind: int) -> bytes:
+    return _name_and_kind(foreign.name(name), kind)
+
+
 class _SpansOf:
     """The encoders of spans that were redacted already, and of those that were not."""
 
-    __slots__ = ("attributes", "description", "event_attributes", "link_attributes")
+    __slots__ = ("attributes", "description", "event_attributes", "event_name", "link_attributes", "name_and_kind")
 
-    def __init__(
-        self, clean: Callable[[str, Any], Any] | None = None, description: Callable[[str], str] | None = None
-    ) -> None:
-        self.attributes = Attributes(b"\x4a", clean)
-        self.event_attributes = Attributes(b"\x1a", clean)
-        self.link_attributes = Attributes(b"\x22", clean)
-        self.description = description or str
+    def __init__(self, clean: bool) -> None:
+        value = foreign.value if clean else None
+        self.attributes = Attributes(b"\x4a", value)
+        self.event_attributes = Attributes(b"\x1a", value)
+        self.link_attributes = Attributes(b"\x22", value)
+        self.description: Callable[[str], str] = foreign.description if clean else str
+        self.event_name: Callable[[str], str] = foreign.name if clean else str
+        self.name_and_kind: Callable[[str, int], bytes] = _clean_name_and_kind if clean else _name_and_kind
 
 
-_OURS = _SpansOf()
-_THEIRS = _SpansOf(foreign.value, foreign.description)
+_OURS = _SpansOf(clean=False)
+_THEIRS = _SpansOf(clean=True)
 
 
 def spans_request(spans: Sequence[ReadableSpan]) -> bytes:
@@ -82,11 +93,6 @@ _NO_STATUS = b"\x7a\x00\x85\x01\x00\x01\x00\x00"  # and the flags behind it
 _NO_STATUS_REMOTE = b"\x7a\x00\x85\x01\x00\x03\x00\x00"
 
 
-@lru_cache(maxsize=1024)
-def _name_and_kind(name: str, kind: int) -> bytes:
-    return text(b"\x2a", name) + b"\x30" + varint(kind + 1)
-
-
 def _plain_span(span: Any, of: _SpansOf) -> bytes:
     """A lean span to which nothing rare has happened: no event, link or status, and nothing was dropped.
 
@@ -98,7 +104,7 @@ def _plain_span(span: Any, of: _SpansOf) -> bytes:
         b"\x0a\x10", trace_id.to_bytes(16, "big"), b"\x12\x08", span_id.to_bytes(8, "big"),
         text(b"\x1a", _trace_state(state)) if state else b"",
         b"" if parent is None else b"\x22\x08" + parent[1].to_bytes(8, "big"),
-        _name_and_kind(span._name, span._kind._value_),
+        of.name_and_kind(span._name, span._kind._value_),
         _START_AND_END(0x39, span._start_time, 0x41, span._end_time),
         *of.attributes(tuple(span._attributes.items())),  # one call: late writers may still be at it
         _NO_STATUS_REMOTE if parent is not None and parent[2] else _NO_STATUS,
@@ -114,7 +120,7 @@ def _span(span: ReadableSpan, of: _SpansOf) -> bytes:
         b"\x0a\x10", context.trace_id.to_bytes(16, "big"), b"\x12\x08", context.span_id.to_bytes(8, "big"),
         text(b"\x1a", _trace_state(context.trace_state)),
         b"" if parent is None else b"\x22\x08" + parent.span_id.to_bytes(8, "big"),
-        _name_and_kind(span.name, span.kind.value),
+        of.name_and_kind(span.name, span.kind.value),
         _START_AND_END(0x39, span.start_time or 0, 0x41, span.end_time or 0),
         *(of.attributes(tuple(attributes.items())) if attributes else ()),
         *_rarely_there(span, of),
@@ -150,7 +156,7 @@ def _status(code: int, description: str | None) -> bytes:
 
 def _event(event: Event, of: _SpansOf) -> bytes:
     body = b"\x09" + FIXED64(event.timestamp) if event.timestamp else b""
-    body += text(b"\x12", event.name) + of.event_attributes.field(event.attributes)
+    body += text(b"\x12", event.name and of.event_name(event.name)) + of.event_attributes.field(event.attributes)
     if event.dropped_attributes:
         body += b"\x20" + varint(event.dropped_attributes)
     return sized(b"\x5a", body)

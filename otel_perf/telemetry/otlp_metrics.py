@@ -5,10 +5,11 @@ Source of the field numbers: opentelemetry-proto, `metrics/v1/metrics.proto`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 from opentelemetry.sdk.metrics import Exemplar
 from opentelemetry.sdk.metrics.export import (
@@ -21,18 +22,71 @@ from opentelemetry.sdk.metrics.export import (
     Metric,
     MetricsData,
     NumberDataPoint,
+    ResourceMetrics,
     ScopeMetrics,
     Sum,
 )
 
 from otel_perf.telemetry.wire import DOUBLE, FIXED64, Attributes, resource_field, scope_field, sized, text, varint
 
-__all__ = ["metrics_request"]
+__all__ = ["Part", "metrics_request", "parts"]
 
 _number_attributes = Attributes(b"\x3a")
 _histogram_attributes = Attributes(b"\x4a")
 _exponential_attributes = Attributes(b"\x0a")
 _filtered_attributes = Attributes(b"\x3a")
+
+
+class Part(NamedTuple):
+    """Metrics that go out in one request."""
+
+    data: MetricsData
+    request: bytes
+    points: int
+
+
+def parts(data: MetricsData, largest_bytes: int) -> Iterator[Part]:
+    """The metrics in one request, or in as many as it takes for none to be larger than that; a point is not parted."""
+    request, points = metrics_request(data), _count(data)
+    if points < 2 or len(request) <= largest_bytes:
+        yield Part(data, request, points)
+        return
+    del request
+    yield from parts(_cut(data, 0, points // 2), largest_bytes)
+    yield from parts(_cut(data, points // 2, points), largest_bytes)
+
+
+def _count(data: MetricsData) -> int:
+    return sum(
+        len(metric.data.data_points)
+        for resource in data.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+    )
+
+
+def _cut(data: MetricsData, first: int, end: int) -> MetricsData:
+    """The points from one number to another, each with its metric, scope and resource."""
+    at = 0
+    resources: list[ResourceMetrics] = []
+    for resource in data.resource_metrics:
+        scopes: list[ScopeMetrics] = []
+        for scope in resource.scope_metrics:
+            metrics: list[Metric] = []
+            for metric in scope.metrics:
+                points = metric.data.data_points
+                kept: Any = points[max(0, first - at) : max(0, end - at)]
+                at += len(points)
+                if kept:
+                    held: Any = metric.data
+                    metrics.append(
+                        Metric(metric.name, metric.description, metric.unit, replace(held, data_points=kept))
+                    )
+            if metrics:
+                scopes.append(ScopeMetrics(scope.scope, metrics, scope.schema_url))
+        if scopes:
+            resources.append(ResourceMetrics(resource.resource, scopes, resource.schema_url))
+    return MetricsData(resources)
 
 
 def metrics_request(data: MetricsData) -> bytes:

@@ -9,11 +9,12 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from otel_perf import guard
-from otel_perf.telemetry.signals import Drains, Sigterm
+from otel_perf.telemetry.signals import Drains, EndSignals
 
 __all__ = ["Joined", "Part", "Pipeline", "Ticker"]
 
@@ -104,6 +105,53 @@ class Joined:
         return (self._ticker is None or self._ticker.shutdown(timeout_s)) and done
 
 
+class _Asked:
+    """One thing that all parts are asked for side by side; who waits may be interrupted, and another wait on."""
+
+    def __init__(self, parts: Sequence[Part], call: Callable[[Part, float], bool]) -> None:
+        self._call = call
+        self._count = len(parts)
+        self._waiting = deque(parts)
+        self._results: list[bool] = []
+        self._threads: list[threading.Thread] = []
+        self._deadline = 0.0
+        self._all_answered = threading.Event()
+        if not parts:
+            self._all_answered.set()
+
+    def wait(self, limit_s: float) -> bool:
+        """Asks those that were not asked yet, and waits for all; True when each said yes within the time."""
+        self._deadline = time.monotonic() + limit_s
+        for _ in range(len(self._waiting)):
+            # Daemon threads: a part that is held up by a dead peer must not hold up the process.
+            thread = threading.Thread(target=self._ask, name="otel_perf-flush", daemon=True)
+            self._threads.append(thread)
+            if not _started(thread):
+                self._ask()  # one after the other is better than not at all
+        # Not by joining the threads: some versions of Python take a thread for ended whose join was interrupted.
+        if not self._all_answered.wait(max(0.0, self._deadline - time.monotonic())):
+            return False
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, self._deadline - time.monotonic()))
+        return all(self._results)
+
+    def _ask(self) -> None:
+        try:
+            part = self._waiting.popleft()
+        except IndexError:  # an interrupted wait had a thread started for it already
+            return
+        done = False
+        try:
+            done = self._call(part, max(0.0, self._deadline - time.monotonic()))
+        except Exception:
+            guard.note(f"stopping {type(part).__name__}")
+        finally:
+            self._results.append(done)
+            if len(self._results) == self._count:
+                self._all_answered.set()
+
+
 class Pipeline:
     """All parts, flushed and shut down side by side under one deadline."""
 
@@ -111,15 +159,17 @@ class Pipeline:
         self._parts = list(parts)
         self._timeout_s = timeout_s
         self._closed = False
-        self._closed_by = 0
+        self._stopping: _Asked | None = None
+        self._stopper = 0  # the thread that is at it
+        self._done = False
         self._ended = threading.Event()
         self._flushed = (0.0, 0.0)  # when the last flush ended, and how long it took
-        self._signals: Sigterm | None = None
+        self._signals: EndSignals | None = None
         self._draining = [part for part in self._parts if isinstance(part, Drains)]
         self._before_fork: list[Callable[[], None]] = []
-        self._at_end: list[Callable[[], None]] = []
+        self._ends: list[Callable[[], None]] = []
         _live.add(self)
-        atexit.register(self.shutdown)
+        atexit.register(self.at_exit)
         # Children of `multiprocessing` that were forked leave without `atexit`: those of this process, and this one.
         multiprocessing.util.register_after_fork(self, _finish_with_the_child)
         if multiprocessing.process.parent_process() is not None:
@@ -130,17 +180,20 @@ class Pipeline:
         self._before_fork.append(call)
 
     def on_end(self, call: Callable[[], None]) -> None:
-        """Calls this after the shutdown, in the thread that asked for it: the parts' own may be held up."""
-        self._at_end.append(call)
+        """Calls this after the shutdown, in the thread that asked for it: the parts' own may be held up.
+
+        Where the process ends, it is called again at the very end.
+        """
+        self._ends.append(call)
 
     def handle_signals(self) -> None:
-        """Notices SIGTERM from now on, until the shutdown."""
-        made = Sigterm(self.drain, lambda: self._closed or self.flush(), self.shutdown)
+        """Notices SIGTERM and SIGHUP from now on, until the shutdown."""
+        made = EndSignals(self.drain, lambda: self._closed or self.flush(), self.shutdown)
         if made.install():
             self._signals = made
 
     def renew_signals(self) -> None:
-        """Notices it again in a forked child whose server took it from us meanwhile."""
+        """Notices them again in a forked child whose server took them from us meanwhile."""
         if self._signals is not None:
             self._signals.renew()
 
@@ -152,28 +205,55 @@ class Pipeline:
     def flush(self, timeout_s: float | None = None) -> bool:
         """Hands on everything that waits, within the time; True only when nothing was left or lost."""
         began = time.monotonic()
-        done = self._all(lambda part, left_s: part.flush(left_s), self._timeout_s if timeout_s is None else timeout_s)
+        asked = _Asked(self._parts, lambda part, left_s: part.flush(left_s))
+        done = asked.wait(self._timeout_s if timeout_s is None else timeout_s)
         ended = time.monotonic()
         self._flushed = (ended, ended - began)
         return done
 
     def shutdown(self, timeout_s: float | None = None) -> bool:
-        """Flushes and stops everything, within the time; a second call only waits for the first."""
+        """Flushes and stops everything, within the time; a second call waits for the first.
+
+        Where that was interrupted (Ctrl+C) the second one goes on with it, and answers for both.
+        """
         limit_s = self._time_left_s() if timeout_s is None else timeout_s
-        if self._closed:
-            # A handler of the application's may interrupt the very thread that shuts down.
-            return self._closed_by == threading.get_ident() or self._ended.wait(limit_s)
-        self._closed = True
-        self._closed_by = threading.get_ident()
-        atexit.unregister(self.shutdown)
-        done = self._all(lambda part, left_s: part.shutdown(left_s), limit_s)
+        if self._stopper == threading.get_ident():
+            return self._done  # a handler of the application's may interrupt the very thread that shuts down
+        if self._stopper or self._ended.is_set():
+            return self._ended.wait(limit_s) and self._done
+        self._stopper = threading.get_ident()
+        try:
+            self._closed = True
+            if self._stopping is None:
+                self._stopping = _Asked(self._parts, lambda part, left_s: part.shutdown(left_s))
+            self._done = self._stopping.wait(limit_s)
+            self._end()
+        finally:
+            self._stopper = 0
+        return self._done
+
+    def _end(self) -> None:
         _live.discard(self)  # not before: a fork meanwhile inherits the locks that the parts hold
-        for call in self._at_end:
+        for call in self._ends:
             _guarded(call, "the end of the shutdown")
         if self._signals is not None:
             self._signals.undo()
+        atexit.unregister(self.at_exit)
         self._ended.set()
-        return done
+
+    def at_exit(self) -> None:
+        """Shuts down for the last time, so that what happens at the end happens although it is interrupted."""
+        _exited.append(self)
+        try:
+            self.shutdown()
+        finally:
+            if not self._ended.is_set():
+                self._end()  # interrupted, and nobody comes after us
+
+    def say_the_last(self) -> None:
+        """Calls what was given to `on_end` again."""
+        for call in self._ends:
+            _guarded(call, "the end of the process")
 
     def _time_left_s(self) -> float:
         # The end of an app flushes and the end of the process shuts down: a dead peer may not cost the time twice.
@@ -181,33 +261,11 @@ class Pipeline:
         owed_s = took_s - (time.monotonic() - ended)
         return self._timeout_s if owed_s <= 0 else max(_LEAST_S, self._timeout_s - owed_s)
 
-    def _all(self, call: Callable[[Part, float], bool], limit_s: float) -> bool:
-        deadline = time.monotonic() + limit_s
-        results: list[bool] = []
-
-        def run(part: Part) -> None:
-            try:
-                results.append(call(part, max(0.0, deadline - time.monotonic())))
-            except Exception:
-                results.append(False)
-                guard.note(f"stopping {type(part).__name__}")
-
-        # Daemon threads: a part that is held up by a dead peer must not hold up the process.
-        threads = [
-            threading.Thread(target=run, args=(part,), name="otel_perf-flush", daemon=True) for part in self._parts
-        ]
-        for thread, part in zip(threads, self._parts, strict=True):
-            if not _started(thread):
-                run(part)  # one after the other is better than not at all
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join(max(0.0, deadline - time.monotonic()))
-        return len(results) == len(self._parts) and all(results)
-
     def after_fork(self) -> None:
         """Starts every part anew in a forked child."""
         self._ended = threading.Event()
         self._flushed = (0.0, 0.0)
+        self._stopper = 0
         if self._closed:
             self._ended.set()  # the thread that was about to do it is not here
         if self._signals is not None:
@@ -232,8 +290,19 @@ def _started(thread: threading.Thread) -> bool:
 
 
 def _finish_with_the_child(pipeline: Pipeline) -> None:
-    multiprocessing.util.Finalize(None, pipeline.shutdown, exitpriority=0)
+    multiprocessing.util.Finalize(None, pipeline.at_exit, exitpriority=0)
 
+
+_exited: list[Pipeline] = []
+
+
+def _at_the_very_end() -> None:
+    for pipeline in _exited:
+        pipeline.say_the_last()
+
+
+# Registered on import, so that it comes after the exit functions of the application, whose spans may be lost.
+atexit.register(_at_the_very_end)
 
 _live: weakref.WeakSet[Pipeline] = weakref.WeakSet()
 

@@ -1,9 +1,9 @@
 """`/metrics`: the registry in Prometheus' text format and in OpenMetrics, which carries exemplars.
 
 Names follow OpenTelemetry's "Prometheus and OpenMetrics compatibility": dots become underscores, units are appended,
-counters end in `_total`, each series carries its scope's name, and the resource is `target_info`. Series of several
-scopes share a family without sharing labels, so nothing is mislabelled. What is counted in exponential buckets is
-written with the bounds of those that hold something.
+counters end in `_total`, each series carries its scope, and the resource is `target_info`. Series of several scopes
+share a family without sharing labels, so nothing is mislabelled. Series that Prometheus cannot tell apart are added
+up. What is counted in exponential buckets is written with the bounds of those that hold something.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from opentelemetry.sdk.metrics.export import ExponentialHistogramDataPoint, Hist
 from opentelemetry.sdk.resources import Resource
 
 from otel_perf import guard
+from otel_perf.telemetry.aggregation import Point
 from otel_perf.telemetry.numbers import plain
-from otel_perf.telemetry.summing import Figures, Tally
+from otel_perf.telemetry.summing import Figures, Tally, put
+from otel_perf.telemetry.told import Scope
 
 __all__ = ["OPENMETRICS", "TEXT", "Exposition", "family_name", "wants_openmetrics"]
 
@@ -80,8 +82,9 @@ class _Family:
     name: str
     kind: str
     about: str
-    lines: list[str] = field(default_factory=list[str])
-    seen: set[str] = field(default_factory=set[str])
+    sample: str
+    #: Its points, by their labels as they are written.
+    points: dict[str, Point] = field(default_factory=dict[str, Point])
 
 
 # What the samples of a family are called beside the family: no other family may have such a name.
@@ -89,6 +92,9 @@ _SUFFIXES = {
     "counter": ("", "_total", "_created"), "histogram": ("", "_bucket", "_count", "_sum", "_created"),
     "gauge": ("",), "info": ("", "_info"),
 }  # fmt: skip
+_NOTHING: Mapping[str, str] = {}
+# A histogram's samples have a label of their own.
+_OF_BUCKETS = {"le": "exported_le"}
 # Attributes of one process, which would change with the worker that answers.
 _OF_ONE_PROCESS = ("service.instance.id", "process.")
 
@@ -105,77 +111,90 @@ class Exposition:
         page = _Page(openmetrics)
         several = tally.living + tally.ended > 1
         page.target({k: v for k, v in resource.attributes.items() if not (several and k.startswith(_OF_ONE_PROCESS))})
-        for each in tally.of_reader("metrics"):
+        # In an order of their own: where two do not go together the same one has to stay, whichever worker is asked.
+        for each in sorted(tally.of_reader("metrics"), key=_order):
             try:
                 page.add(each)
             except Exception:  # one metric that cannot be written costs itself and not the scrape
                 guard.note(f"writing metric {each.metric.name}")
-        lines = [line for family in page.families.values() for line in _written(family, openmetrics)]
+        lines = page.lines()
         return "\n".join([*lines, "# EOF", ""] if openmetrics else [*lines, ""])
+
+
+def _order(figures: Figures) -> tuple[str, ...]:
+    metric, scope = figures.metric, figures.scope
+    return (metric.name, scope.name, scope.version, scope.schema_url, metric.kind, metric.unit, repr(scope.attributes))
 
 
 class _Page:
     """The families of one answer, by the name that their samples begin with."""
 
     def __init__(self, openmetrics: bool) -> None:
-        self.families: dict[str, _Family] = {}
+        self._families: dict[str, _Family] = {}
         self._openmetrics = openmetrics
-        self._taken: dict[str, _Family] = {}
+        self._taken: set[str] = set()
+        self._target: list[str] = []
 
     def target(self, attributes: Mapping[str, Any]) -> None:
         """The resource."""
         name, kind = ("target", "info") if self._openmetrics else ("target_info", "gauge")
-        family = self._family("target", name, "info", "Target metadata")
-        if family is not None:
-            family.kind = kind
-            family.lines.append(f"target_info{_labels(attributes)} 1")
+        self._taken.update(f"target{suffix}" for suffix in _SUFFIXES["info"])
+        self._target = [*_heading(name, kind, "Target metadata"), f"target_info{_labels(attributes)} 1"]
 
-    def _family(self, base: str, name: str, kind: str, about: str) -> _Family | None:
+    def lines(self) -> list[str]:
+        """All that was put in."""
+        written = list(self._target)
+        for family in self._families.values():
+            written += _heading(family.name, family.kind, _escape(family.about, quotes=self._openmetrics))
+            for labels, point in family.points.items():
+                try:
+                    written += list(_samples(family.sample, labels, point, self._openmetrics))
+                except Exception:  # recorded past the API
+                    guard.note(f"writing metric {family.name}")
+        return written
+
+    def _family(self, base: str, kind: str, about: str) -> _Family | None:
         """The family; None where another metric has its name, or that of one of its samples, for something else."""
-        known = self.families.get(base)
+        known = self._families.get(base)
         if known is not None and known.kind == kind:
             return known
-        names = [f"{base}{suffix}" for suffix in _SUFFIXES[kind]]
-        if known is not None or any(each in self._taken for each in names):
+        names = {f"{base}{suffix}" for suffix in _SUFFIXES[kind]}
+        if known is not None or names & self._taken:
             return None
-        made = self.families[base] = _Family(name, kind, about)
-        self._taken.update(dict.fromkeys(names, made))
+        self._taken |= names
+        sample = f"{base}_total" if kind == "counter" else base
+        made = self._families[base] = _Family(base if self._openmetrics else sample, kind, about, sample)
         return made
 
     def add(self, figures: Figures) -> None:
         """One metric of one scope."""
         metric = figures.metric
         kind = "gauge" if metric.kind == "updowncounter" else metric.kind
-        base = family_name(metric.name, metric.unit, kind)
-        sample = f"{base}_total" if kind == "counter" else base
-        family = self._family(base, base if self._openmetrics else sample, kind, metric.about)
+        family = self._family(family_name(metric.name, metric.unit, kind), kind, metric.about)
         if family is None:
             return
+        scope, renamed = _scope_labels(figures.scope), _OF_BUCKETS if kind == "histogram" else _NOTHING
         for point in figures.points.values():
-            labels = {**(point.attributes or {}), "otel_scope_name": figures.scope}
-            written = _labels(labels)
-            if written in family.seen:  # names or labels that differ only in what Prometheus cannot write
-                continue
-            lines = list(_samples(sample, written, point, labels, self._openmetrics))
-            family.seen.add(written)
-            family.lines.extend(lines)
+            # Names or labels may differ only in what Prometheus cannot write: added up they never go down.
+            put(family.points, _labels({**(point.attributes or {}), **scope}, renamed), point, figures)
 
 
-def _written(family: _Family, openmetrics: bool) -> Iterator[str]:
-    yield f"# HELP {family.name} {_escape(family.about, quotes=openmetrics)}"
-    yield f"# TYPE {family.name} {family.kind}"
-    yield from family.lines
+def _heading(name: str, kind: str, about: str) -> list[str]:
+    return [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]
 
 
-def _samples(name: str, written: str, point: Any, labels: dict[str, Any], openmetrics: bool) -> Iterator[str]:
+def _scope_labels(scope: Scope) -> dict[str, Any]:
+    own = {"name": scope.name, "version": scope.version, "schema_url": scope.schema_url}
+    told = {name: value for name, value in own.items() if value or name == "name"}
+    return {f"otel_scope_{name}": value for name, value in (*scope.attributes, *told.items()) if name}
+
+
+def _samples(name: str, written: str, point: Any, openmetrics: bool) -> Iterator[str]:
     if isinstance(point, NumberDataPoint):
         tail = _exemplar(point.exemplars, openmetrics and name.endswith("_total"))
         yield f"{name}{written} {_number(point.value)}{tail}"
         return
     bounds, counts = _buckets(point)
-    if "le" in labels:  # it is the bucket's own label here
-        labels["exported_le"] = labels.pop("le")
-        written = _labels(labels)
     by_bucket: dict[int, Exemplar] = {}
     if openmetrics:
         by_bucket = {bisect_left(bounds, exemplar.value): exemplar for exemplar in point.exemplars}
@@ -214,15 +233,22 @@ def _exemplar(exemplars: Iterable[Exemplar], wanted: bool) -> str:
     return ""
 
 
-def _labels(attributes: Mapping[str, Any]) -> str:
+def _labels(attributes: Mapping[str, Any], renamed: Mapping[str, str] = _NOTHING) -> str:
     # Keys that fall together when cleaned are joined, as the compatibility page asks for.
     merged: dict[str, list[str]] = {}
     for key in sorted(attributes):
-        name = _BAD_LABEL.sub("_", key)
-        name = f"_{name}" if name[:1].isdigit() else name
-        merged.setdefault(name, []).append(_value(attributes[key]))
+        if key:  # Prometheus knows no label without a name
+            name = _label(key)
+            merged.setdefault(renamed.get(name, name), []).append(_value(attributes[key]))
     body = ",".join(f'{name}="{_escape(";".join(values))}"' for name, values in merged.items())
     return f"{{{body}}}" if body else ""
+
+
+def _label(key: str) -> str:
+    name = _BAD_LABEL.sub("_", key)
+    if name.startswith("__"):  # reserved: one `__name__` would cost the whole scrape
+        return f"attr{name}"
+    return f"_{name}" if name[0].isdigit() else name
 
 
 def _value(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from opentelemetry import trace
 from opentelemetry.sdk import trace as stock
 
-from otel_perf.telemetry import lean
+from otel_perf.telemetry import lean, naming
 from otel_perf.telemetry.tracer import LeanTracer
 
 __all__ = ["TracerProvider", "over"]
@@ -21,7 +21,9 @@ class TracerProvider(stock.TracerProvider):
         self, instrumenting_module_name: str, instrumenting_library_version: str | None = None,
         schema_url: str | None = None, attributes: Mapping[str, Any] | None = None,
     ) -> trace.Tracer:  # fmt: skip
-        made = super().get_tracer(instrumenting_module_name, instrumenting_library_version, schema_url, attributes)
+        # What is no text would cost whole batches, of any exporter.
+        name, version = naming.text(instrumenting_module_name) or "", naming.text(instrumenting_library_version)
+        made = super().get_tracer(name, version, naming.text(schema_url), attributes)
         return _lean(self, made)
 
 

@@ -31,14 +31,15 @@ class Runtime:
 
     __slots__ = (
         "_instruments", "entry", "exchange", "exemplars", "exposition", "late", "meter_provider", "pipeline",
-        "registry", "resource", "sampler", "sender", "settings", "slow_query_s", "tracer", "tracer_provider",
+        "registry", "resource", "sampler", "sender", "sends_metrics", "settings", "slow_query_s", "tracer",
+        "tracer_provider",
     )  # fmt: skip
 
     def __init__(
         self, settings: Settings, registry: Registry, tracer: trace.Tracer, pipeline: Pipeline, *,
         tracer_provider: trace.TracerProvider, meter_provider: MeterProvider, resource: Resource,
         sender: SpanSender | None = None, sampler: sampling.Sampler = sampling.DEFAULT_ON,
-        late: Late | None = None, exchange: Exchange | None = None,
+        late: Late | None = None, exchange: Exchange | None = None, sends_metrics: bool = False,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.registry = registry
@@ -47,6 +48,8 @@ class Runtime:
         self.entry = entry(tracer)
         self.pipeline = pipeline
         self.sender = sender
+        #: Whether metrics are sent by us, and their losses counted.
+        self.sends_metrics = sends_metrics
         self.sampler = sampler
         self.late = late
         self.tracer_provider = tracer_provider

@@ -56,6 +56,7 @@ __all__ = [
     "is_proxy",
     "is_usual_propagator",
     "preferences",
+    "processors",
     "renew_resource",
     "reset_context",
     "reset_provider",
@@ -157,6 +158,12 @@ def reset_provider(provider: Any, resource: Resource, processor: SpanProcessor) 
         provider.add_span_processor(processor)
 
 
+def processors(provider: object) -> tuple[SpanProcessor, ...]:
+    """What a stock provider of spans tells of each; nothing where it cannot be seen."""
+    held: Any = getattr(getattr(provider, "_active_span_processor", None), "_span_processors", ())
+    return tuple(held)
+
+
 def argument(made: object, name: str, *usual: object) -> Any:
     """What a view or an aggregation was made with: it keeps its arguments under their names, made private.
 
@@ -241,7 +248,7 @@ class Preferences:
             if isinstance(wanted, ExponentialBucketHistogramAggregation):
                 scale = argument(wanted, "max_scale", 20)
                 return Exponential(scale, max_size=argument(wanted, "max_size", 160))
-            if isinstance(wanted, ExplicitBucketHistogramAggregation) and not instrument.metric.buckets:
+            if isinstance(wanted, ExplicitBucketHistogramAggregation) and instrument.metric.buckets is None:
                 bounds = argument(wanted, "boundaries", None)
                 if bounds:
                     return Explicit(tuple(bounds))

@@ -1,4 +1,4 @@
-"""SIGTERM noticed, so that what waits is sent before the process ends as it would have ended without us."""
+"""SIGTERM and SIGHUP noticed, so that what waits is sent before the process ends as it would have ended without us."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from otel_perf import guard
 
-__all__ = ["Drains", "Sigterm"]
+__all__ = ["Drains", "EndSignals"]
 
 _LOOK_EVERY_S = 0.02
 
+_HANGUP: int | None = getattr(signal, "SIGHUP", None)  # not on Windows
+
 # `None` ends the thread, "drain" sends what waits, "owe" does so and then sends the signal again.
-_Word = Literal["drain", "owe"] | None
+_Word = tuple[Literal["drain", "owe"], int] | None
 
 
 @runtime_checkable
@@ -31,8 +33,8 @@ class Drains(Protocol):
         """From now on nothing waits for long."""
 
 
-class Sigterm:
-    """The handler of SIGTERM and the thread that does the work.
+class EndSignals:
+    """The handler of the signals that end a process, and the thread that does the work.
 
     The handler sets flags, puts a word into a queue whose `put` may interrupt itself, and calls whoever had the signal
     before. It sends nothing, and takes no lock. Where nobody had the signal, the process would have ended at once:
@@ -41,6 +43,9 @@ class Sigterm:
     uvicorn keeps the signals it gets and raises them again when its server has stopped. Where it had the signal before
     us (an app that is imported by `uvicorn app:app`) that would end the process with what its last requests left, so
     the raising is taken over from it: the thread does it, after the last flush.
+
+    SIGTERM is taken whoever has it. SIGHUP, which says that a terminal is gone, is taken where nobody has it: to an
+    application that has it, it means something else.
     """
 
     def __init__(
@@ -50,20 +55,21 @@ class Sigterm:
         self._flush = flush
         self._shutdown = shutdown
         self._on = False
-        self._forked = False
-        self._owing: int | None = None  # the process that has to be sent the signal again
-        self._previous: Any = None
+        self._to_renew: set[int] = set()
+        self._owing: int | None = None  # the process that has to be sent the signal again, and which one
+        self._owed: int = signal.SIGTERM
+        self._previous: dict[int, Any] = {}
         self._handler = self._handle  # one object, to be known again
 
     def install(self) -> bool:
-        """Takes the signal; False where that cannot be done, or where it is to be ignored."""
-        previous = signal.getsignal(signal.SIGTERM)
-        if previous is None or previous is signal.SIG_IGN:
+        """Takes the signals; False where that cannot be done, or where they are not ours to take."""
+        self._previous = _ours_to_take()
+        if not self._previous:
             return False
-        self._previous = previous
         self._start()
         try:
-            signal.signal(signal.SIGTERM, self._handler)
+            for number in self._previous:
+                signal.signal(number, self._handler)
         except ValueError:  # this is not the main thread, or not the main interpreter
             self._words.put(None)
             return False
@@ -72,13 +78,14 @@ class Sigterm:
         return True
 
     def undo(self) -> None:
-        """Gives the signal back where it is still ours; where it is not, our handler only passes it on from now on."""
+        """Gives them back where they are still ours; where not, our handler only passes them on from now on."""
         if not self._on:
             return
         self._on = False
-        if signal.getsignal(signal.SIGTERM) is self._handler:
-            with contextlib.suppress(ValueError):  # only the main thread can give it back
-                signal.signal(signal.SIGTERM, self._previous)
+        for number, previous in self._previous.items():
+            if signal.getsignal(number) is self._handler:
+                with contextlib.suppress(ValueError):  # only the main thread can give it back
+                    signal.signal(number, previous)
         if not self._owes():
             atexit.unregister(self._at_exit)
             self._words.put(None)
@@ -87,20 +94,21 @@ class Sigterm:
         """Starts the thread anew in a forked child, which owes nothing."""
         if self._on:
             self._owing = None
-            self._forked = True
+            self._to_renew = set(self._previous)
             self._start()
 
     def renew(self) -> None:
-        """Takes the signal again in a forked child that put another's in our place, as gunicorn's do with --preload.
+        """Takes them again in a forked child that put another's in our place, as gunicorn's do with --preload.
 
         Only where it is uvicorn's or nobody's: any other handler may pass the signal on to ours.
         """
-        present = signal.getsignal(signal.SIGTERM)
-        if self._on and self._forked and (present is signal.SIG_DFL or _kept(present) is not None):
-            self._forked = False
-            self._previous = present
-            with contextlib.suppress(ValueError):
-                signal.signal(signal.SIGTERM, self._handler)
+        for number in list(self._to_renew) if self._on else ():
+            present = signal.getsignal(number)
+            if present is signal.SIG_DFL or _kept(present) is not None:
+                self._to_renew.discard(number)
+                self._previous[number] = present
+                with contextlib.suppress(ValueError):
+                    signal.signal(number, self._handler)
 
     def _start(self) -> None:
         # Its `put` is re-entrant by its documentation: a signal may come while another is put.
@@ -108,44 +116,46 @@ class Sigterm:
         threading.Thread(target=self._run, args=(self._words,), name="otel_perf-signals", daemon=True).start()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        previous = self._previous
+        previous = self._previous[number]
         if self._on:
             self._drain()
-            self._words.put("drain")
+            self._words.put(("drain", number))
         if callable(previous):
             previous(number, frame)
             if self._on and _take_over(previous, number):
-                self._owe()
+                self._owe(number)
             return
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if self._on:
-            self._owe()
-        else:
-            signal.raise_signal(signal.SIGTERM)
+        signal.signal(number, signal.SIG_DFL)
+        if not self._on:
+            signal.raise_signal(number)
+        elif not self._owes():  # systemd can send SIGHUP right after SIGTERM
+            self._owe(number)
 
-    def _owe(self) -> None:
-        self._owing = os.getpid()
-        self._words.put("owe")
+    def _owe(self, number: int) -> None:
+        self._owing, self._owed = os.getpid(), number
+        self._words.put(("owe", number))
 
     def _owes(self) -> bool:
         return self._owing == os.getpid()
 
     def _run(self, words: SimpleQueue[_Word]) -> None:
         while (word := words.get()) is not None:
+            what, number = word
             try:
-                if word == "owe":
-                    self._pay()
-                elif signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+                if what == "owe":
+                    self._pay(number)
+                elif signal.getsignal(number) is not signal.SIG_DFL:
                     self._flush()  # where the default is back, all is done at once by the next word
             except Exception:
-                guard.note("draining at SIGTERM")
+                guard.note("draining at a signal")
 
-    def _pay(self) -> None:
+    def _pay(self, number: int) -> None:
         # uvicorn puts back what was there before it when its server has stopped.
-        held = (self._handler, self._previous) if callable(self._previous) else (self._handler,)
-        while signal.getsignal(signal.SIGTERM) in held:
+        previous = self._previous[number]
+        held = (self._handler, previous) if callable(previous) else (self._handler,)
+        while signal.getsignal(number) in held:
             time.sleep(_LOOK_EVERY_S)
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        if signal.getsignal(number) is signal.SIG_DFL:
             self._shutdown()
         else:
             self._flush()
@@ -159,7 +169,18 @@ class Sigterm:
     def _send_again(self) -> None:
         if self._owes():
             self._owing = None
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self._owed)
+
+
+def _ours_to_take() -> dict[int, Any]:
+    """The signals that we take, and who has them."""
+    found: dict[int, Any] = {}
+    present = signal.getsignal(signal.SIGTERM)
+    if present is not None and present is not signal.SIG_IGN:
+        found[signal.SIGTERM] = present
+    if _HANGUP is not None and signal.getsignal(_HANGUP) is signal.SIG_DFL:
+        found[_HANGUP] = signal.SIG_DFL
+    return found
 
 
 def _kept(handler: object) -> list[int] | None:

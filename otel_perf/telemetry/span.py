@@ -28,7 +28,7 @@ from opentelemetry.sdk.trace import Event, EventBase, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationInfo, InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode
 
-from otel_perf.telemetry.containers import LiveAttributes, bounded_list
+from otel_perf.telemetry.containers import LiveAttributes, bounded_attributes, bounded_list, put_each
 
 if TYPE_CHECKING:
     from otel_perf.telemetry.tracer import LeanTracer
@@ -210,9 +210,11 @@ class LeanSpan(stock.Span):
 
     def _clean(self, attributes: Mapping[Any, Any], whole: bool) -> Mapping[str, Any]:
         longest = self._tracer.limits.max_span_attribute_length
-        bounded = BoundedAttributes(None, attributes if whole else None, immutable=False, max_value_len=longest)
-        if not whole:
-            bounded.update(attributes)
+        if whole:
+            bounded = bounded_attributes(None, attributes, longest)
+        else:
+            bounded = BoundedAttributes(immutable=False, max_value_len=longest)
+            put_each(bounded, attributes)
         if bounded.dropped:
             self._count_dropped(bounded.dropped)
         return bounded.copy()
@@ -235,9 +237,7 @@ class LeanSpan(stock.Span):
 
     def add_event(self, name: str, attributes: Mapping[str, Any] | None = None, timestamp: int | None = None) -> None:
         limits = self._tracer.limits
-        bounded = BoundedAttributes(
-            limits.max_event_attributes, attributes, max_value_len=limits.max_attribute_length, immutable=True
-        )
+        bounded = bounded_attributes(limits.max_event_attributes, attributes, limits.max_attribute_length)
         self._add_event(Event(name, bounded, timestamp))
 
     def _add_event(self, event: EventBase) -> None:
@@ -253,9 +253,7 @@ class LeanSpan(stock.Span):
 
     def _link_attributes(self, attributes: Mapping[str, Any] | None) -> BoundedAttributes:
         limits = self._tracer.limits
-        return BoundedAttributes(
-            limits.max_link_attributes, attributes, max_value_len=limits.max_attribute_length, immutable=True
-        )
+        return bounded_attributes(limits.max_link_attributes, attributes, limits.max_attribute_length)
 
     def _add_link(self, link: Link) -> None:
         if self._end_time is not None:

@@ -1,4 +1,4 @@
-"""The figures of several workers added up, and the form in which one worker tells them to the others.
+"""The figures of several workers added up.
 
 | kind | of the living | of those that ended |
 |---|---|---|
@@ -12,32 +12,30 @@ Histograms of one series with other bounds are added over the bounds that they s
 
 from __future__ import annotations
 
-import json
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from opentelemetry.sdk.metrics import Exemplar
 from opentelemetry.sdk.metrics.export import ExponentialHistogramDataPoint, HistogramDataPoint, NumberDataPoint
 
 from otel_perf.conventions import JOB_LAST_SUCCESS, Metric
-from otel_perf.telemetry import labels
-from otel_perf.telemetry.aggregation import Exponential, Point
+from otel_perf.telemetry import labels, told
+from otel_perf.telemetry.aggregation import Point
 from otel_perf.telemetry.instrument import OVERFLOW
 from otel_perf.telemetry.labels import Key
 from otel_perf.telemetry.numbers import plain
 from otel_perf.telemetry.series import Collected
-from otel_perf.telemetry.windowed import Windowed, combine, packed, unpacked
+from otel_perf.telemetry.told import Scope, exponential, exponential_point
+from otel_perf.telemetry.windowed import Windowed, combine
 
-__all__ = ["Figures", "Tally", "Window"]
+__all__ = ["Figures", "Tally", "Window", "put"]
 
-_FamilyKey: TypeAlias = "tuple[str, str, str, str, str]"
+_FamilyKey: TypeAlias = "tuple[Scope, str, str, str, str]"
 
 _OVERFLOW_KEY = labels.key({OVERFLOW: True})
-
-_EXACT: frozenset[type] = frozenset({str, bool, int, float, type(None)})
 
 _log = logging.getLogger("otel_perf")
 _said: set[str] = set()
@@ -48,11 +46,18 @@ class Figures:
     """One metric of one scope with its points, by their labels."""
 
     metric: Metric
-    scope: str
+    scope: Scope
     observed: bool
     points: dict[Key, Point] = field(default_factory=dict[Key, Point])
     #: Who reads it: "all", or, where an application's views change what others see, "metrics" or "insight".
     reader: str = "all"
+
+    @property
+    def about(self) -> list[Any]:
+        """What is told of it before its points."""
+        metric = self.metric
+        scope = self.scope.dump()
+        return [scope, metric.name, metric.unit, metric.kind, metric.about, self.observed, self.reader]
 
     @property
     def outlives_its_worker(self) -> bool:
@@ -86,8 +91,8 @@ class Tally:
         """Puts in what was collected for a reader."""
         for each in collected:
             of = each.instrument
-            points = self._family(Figures(of.metric, of.scope.name, bool(of.observers), reader=reader)).points
-            exact = map(_exact, each.points)
+            points = self._family(Figures(of.metric, Scope.of(of.scope), bool(of.observers), reader=reader)).points
+            exact = map(told.exact, each.points)
             points.update((labels.key(point.attributes or {}), point) for point in exact)
 
     def take_windows(self, windows: Iterable[Window]) -> None:
@@ -108,7 +113,7 @@ class Tally:
             if living or figures.outlives_its_worker:
                 mine = self._family(figures).points
                 for key, point in figures.points.items():
-                    _take(mine, *self._place(mine, key, point), _adder(figures))
+                    put(mine, *self._place(mine, key, point), figures)
         for windows in other.windows.values():
             for window in windows.values():
                 self._take_window(window)
@@ -135,58 +140,55 @@ class Tally:
         else:
             known[key] = window
 
-    def dump(self) -> dict[str, Any]:
-        """Plain JSON types, which `load` takes back."""
+    def dump(self) -> dict[str, str]:
+        """The parts of `told.document`, which `load` takes back."""
         families = [entry for figures in self.families.values() for entry in _dumped(figures)]
         listed = [window for windows in self.windows.values() for window in windows.values()]
         windows = [[each.name, dict(each.attributes), *each.cell.dump()] for each in listed]
-        return {"started_ns": self.started_ns, "ended": self.ended, "families": families, "windows": windows}
+        parts = {"started_ns": self.started_ns, "ended": self.ended, "families": families, "windows": windows}
+        return {name: told.encode(part) for name, part in parts.items()}
 
     @classmethod
-    def load(cls, told: Mapping[str, Any], *, windows: bool = True) -> Tally:
-        """What another worker's `dump` told, with or without what insight keeps.
+    def load(cls, read: Mapping[str, Any], *, windows: bool = True) -> Tally:
+        """What another worker's file told, with or without what insight keeps.
 
         Raises:
-            AttributeError, IndexError, KeyError, TypeError, ValueError: for anything else.
+            one of told.MALFORMED: for anything else.
         """
-        made = cls(int(told["started_ns"]), ended=int(told["ended"]))
-        for scope, name, unit, kind, about, observed, reader, bounds, rows in told["families"]:
-            family = made._family(Figures(Metric(name, unit, kind, about), scope, observed, reader=reader))
+        made = cls(int(read["started_ns"]), ended=int(read["ended"]))
+        for scope, name, unit, kind, about, observed, reader, bounds, rows in read["families"]:
+            metric = told.metric_of(name, unit, kind, about)
+            family = made._family(Figures(metric, Scope.load(scope), bool(observed), reader=reader))
             for attributes, *rest in rows:
-                clean = _attributes(attributes)
-                family.points[labels.key(clean)] = _loaded(clean, bounds, rest)
-        for name, attributes, *cell in told["windows"] if windows else ():
-            made._take_window(Window(name, _attributes(attributes), Windowed.load(cell)))
+                clean = told.attributes_of(attributes)
+                family.points[labels.key(clean)] = told.point_of(clean, kind, bounds, rest)
+        for name, attributes, *cell in read["windows"] if windows else ():
+            made._take_window(Window(name, told.attributes_of(attributes), Windowed.load(cell)))
         return made
 
 
-def _exact(point: Point) -> Point:
-    """The point with labels of the types that come back from a file: an `IntEnum` comes back as an int."""
-    attributes: Mapping[str, Any] = point.attributes or {}
-    if _EXACT.issuperset(map(type, attributes.values())):
-        return point
-    return replace(point, attributes=_attributes(json.loads(json.dumps(attributes))))
-
-
-def _attributes(told: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _frozen(value) for key, value in told.items()}
-
-
-def _frozen(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_frozen(each) for each in cast("list[object]", value))
-    return value
+def _dumped(figures: Figures) -> list[list[Any]]:
+    """One entry, or one for each set of bounds."""
+    entries: dict[Any, list[Any]] = {}
+    for point in figures.points.values():
+        try:
+            bounds, row = told.row(point)
+        except (TypeError, ValueError):  # recorded past the API, and no number: it must not cost the others
+            continue
+        entries.setdefault(bounds, [*figures.about, bounds, []])[-1].append(row)
+    return list(entries.values())
 
 
 # Two points of one series ---------------------------------------------------------------------------------------------
 
 
-def _take(points: dict[Key, Point], key: Key, point: Point, add: Callable[[Any, Any], Point]) -> None:
+def put(points: dict[Any, Point], key: Any, point: Point, figures: Figures) -> None:
+    """Adds a point to the one that has this key already, by the rule of its metric."""
     known = points.get(key)
     if known is None:
         points[key] = point
     elif type(known) is type(point):
-        points[key] = add(known, point)
+        points[key] = _adder(figures)(known, point)
     else:
         _say(f"a series came as {type(known).__name__} and as {type(point).__name__}: the first is kept")
 
@@ -237,82 +239,16 @@ def _rebucketed(point: HistogramDataPoint, bounds: tuple[float, ...]) -> Histogr
     return replace(point, bucket_counts=tuple(counts), explicit_bounds=bounds)
 
 
-def _exponential(point: ExponentialHistogramDataPoint) -> Exponential:
-    low, counts = point.positive.offset, point.positive.bucket_counts
-    buckets = {low + step: count for step, count in enumerate(counts) if count}
-    return unpacked([
-        point.scale, point.zero_count, point.count, point.sum, point.min, point.max, list(buckets),
-        list(buckets.values()),
-    ])  # fmt: skip
-
-
 def _exponentials(one: ExponentialHistogramDataPoint, other: ExponentialHistogramDataPoint) -> Point:
-    whole = _exponential(one)
-    combine(whole, _exponential(other))
+    whole = exponential(one)
+    combine(whole, exponential(other))
     start_ns = min(one.start_time_unix_nano, other.start_time_unix_nano)
     newest = max([*one.exemplars, *other.exemplars], key=lambda each: each.time_unix_nano, default=None)
     now_ns = max(one.time_unix_nano, other.time_unix_nano)
-    return _exponential_point(whole, one.attributes, start_ns, now_ns, [newest] if newest else [])
-
-
-def _exponential_point(
-    histogram: Exponential, attributes: Any, start_ns: int, now_ns: int, exemplars: list[Exemplar]
-) -> Point:
-    made = histogram.point(attributes, start_ns, now_ns)
-    if made is None:
-        raise ValueError("an exponential histogram without a value")
-    return replace(made, exemplars=exemplars)
+    return exponential_point(whole, one.attributes, start_ns, now_ns, [newest] if newest else [])
 
 
 def _say(what: str) -> None:
     if what not in _said:
         _said.add(what)
         _log.warning("otel_perf: %s", what)
-
-
-# The form in which they are told --------------------------------------------------------------------------------------
-
-
-def _dumped(figures: Figures) -> list[list[Any]]:
-    """One entry, or one for each set of bounds."""
-    metric = figures.metric
-    about = [figures.scope, metric.name, metric.unit, metric.kind, metric.about, figures.observed, figures.reader]
-    entries: dict[Any, list[Any]] = {}
-    for point in figures.points.values():
-        try:
-            bounds, rest = _dumped_point(point)
-        except (TypeError, ValueError):  # recorded past the API, and no number: it must not cost the others
-            continue
-        times = [point.start_time_unix_nano, point.time_unix_nano]
-        row = [dict(point.attributes or {}), *times, _dumped_exemplars(point.exemplars), *rest]
-        entries.setdefault(bounds, [*about, bounds, []])[-1].append(row)
-    return list(entries.values())
-
-
-def _dumped_point(point: Point) -> tuple[Any, list[Any]]:
-    if isinstance(point, NumberDataPoint):
-        return None, [plain(point.value)]
-    if isinstance(point, HistogramDataPoint):
-        return tuple(point.explicit_bounds), [point.count, point.sum, point.min, point.max, list(point.bucket_counts)]
-    return "exponential", packed(_exponential(point))
-
-
-def _dumped_exemplars(exemplars: Iterable[Exemplar]) -> list[list[Any]]:
-    return [[plain(each.value), each.time_unix_nano, each.span_id, each.trace_id] for each in exemplars]
-
-
-def _loaded(attributes: dict[str, Any], bounds: Any, told: Sequence[Any]) -> Point:
-    start_ns, now_ns, exemplars, *rest = told
-    examples = [Exemplar({}, plain(value), at, span_id, trace_id) for value, at, span_id, trace_id in exemplars]
-    if bounds is None:
-        (value,) = rest
-        return NumberDataPoint(attributes, int(start_ns), int(now_ns), plain(value), examples)
-    if bounds == "exponential":
-        return _exponential_point(unpacked(rest), attributes, int(start_ns), int(now_ns), examples)
-    count, total, smallest, largest, counts = rest
-    if len(counts) != len(bounds) + 1:
-        raise ValueError("a histogram has one bucket more than bounds")
-    return HistogramDataPoint(
-        attributes, int(start_ns), int(now_ns), int(count), plain(total), tuple(map(int, counts)),
-        tuple(map(float, bounds)), plain(smallest), plain(largest), examples,
-    )  # fmt: skip

@@ -9,6 +9,7 @@ import re
 import ssl
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -45,14 +46,14 @@ def traces_endpoint(settings: Settings) -> str | None:
     """Where spans go, or None."""
     if not _by_otlp(settings.traces_exporter):
         return None
-    return settings.traces_endpoint or _below(settings, _protocol(settings, "traces"), "/v1/traces")
+    return _endpoint(settings, "traces", "/v1/traces")
 
 
 def metrics_endpoint(settings: Settings) -> str | None:
     """Where metrics go, or None."""
     if not _by_otlp(settings.metrics_exporter):
         return None
-    return settings.metrics_endpoint or _below(settings, _protocol(settings, "metrics"), "/v1/metrics")
+    return _endpoint(settings, "metrics", "/v1/metrics")
 
 
 def check(settings: Settings) -> None:
@@ -60,7 +61,7 @@ def check(settings: Settings) -> None:
 
     Raises:
         SettingsError: when a protocol is grpc and the extra is not installed, when a certificate cannot be read, or
-            when a header cannot be sent.
+            when a header or an address cannot be used.
     """
     if settings.disabled:
         return
@@ -75,6 +76,7 @@ def check(settings: Settings) -> None:
         if _protocol(settings, signal) == "grpc":
             _check_grpc()
         else:
+            _check_address(settings, signal)
             try:
                 Connection(endpoint, {}, context)
             except ValueError:
@@ -108,7 +110,7 @@ def metric_way(settings: Settings, endpoint: str) -> Callable[[], MetricWay]:
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 
         arguments = _by_grpc(settings, "metrics", endpoint)
-        return lambda: StockMetrics(OTLPMetricExporter(**arguments))
+        return lambda: StockMetrics(OTLPMetricExporter(**arguments), settings.export_timeout_s)
     deliver = _by_http(settings, "metrics", "metrics", endpoint)
     wants = _preferences()
     return lambda: HttpMetrics(deliver(), _packed(settings, endpoint), wants)
@@ -130,9 +132,39 @@ def _protocol(settings: Settings, signal: str) -> str:
     return str(_own(settings, signal, "protocol")[1])
 
 
-def _below(settings: Settings, protocol: str, path: str) -> str | None:
-    # gRPC has no paths: its endpoint is a host.
-    return settings.endpoint and (settings.endpoint if protocol == "grpc" else settings.endpoint + path)
+def _endpoint(settings: Settings, signal: str, path: str) -> str | None:
+    name, given = _own(settings, signal, "endpoint")
+    if not given:
+        return None
+    address = str(given)
+    if _protocol(settings, signal) == "grpc":  # it has no paths: its endpoint is a host
+        return address if "://" in address else f"{_bare_scheme(signal)}://{address}"
+    return address if name != "endpoint" else address + path
+
+
+def _bare_scheme(signal: str) -> str:
+    """Without a scheme gRPC uses TLS, unless the standard variable says otherwise."""
+    own, general = f"OTEL_EXPORTER_OTLP_{signal.upper()}_INSECURE", "OTEL_EXPORTER_OTLP_INSECURE"
+    return "http" if (sources.standard(own) or sources.standard(general)).lower() == "true" else "https"
+
+
+def _check_address(settings: Settings, signal: str) -> None:
+    """Finds addresses that cannot work by HTTP.
+
+    Raises:
+        SettingsError: for those.
+    """
+    name, given = _own(settings, signal, "endpoint")
+    if "://" not in given:
+        raise SettingsError(
+            f"{name}={redaction.url(given)!r} has no scheme; write http://{redaction.url(given)}, or https:// for TLS, "
+            "or set protocol='grpc'"
+        )
+    if name == "endpoint" and "?" in given:
+        raise SettingsError(
+            f"endpoint={redaction.url(given)!r} has a query, behind which no path can be put; remove it, "
+            "or give whole addresses by traces_endpoint and metrics_endpoint"
+        )
 
 
 def _headers(settings: Settings, signal: str) -> dict[str, str]:
@@ -154,10 +186,18 @@ def _packed(settings: Settings, endpoint: str) -> bool:
 
 def _is_loopback(endpoint: str) -> bool:
     host = urlsplit(endpoint).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
+    number = _ip(host)
+    if number is None:
         return host == "localhost" or host.endswith(".localhost")
+    return number.is_loopback or number.is_unspecified  # who connects to 0.0.0.0 reaches this machine
+
+
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        number = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    return getattr(number, "ipv4_mapped", None) or number
 
 
 # HTTP ----------------------------------------------------------------------------------------------------------------
@@ -177,8 +217,9 @@ def _proxy(endpoint: str) -> Proxy | None:
     parts = urlsplit(endpoint)
     proxies = urllib.request.getproxies()
     address = proxies.get(parts.scheme) or proxies.get("all")
-    host = parts.hostname or ""
-    if not address or urllib.request.proxy_bypass(host if parts.port is None else f"{host}:{parts.port}"):
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    # A host with its port is also found where the port is not named.
+    if not address or urllib.request.proxy_bypass(f"{host}:{port}") or _in_a_network(host, proxies.get("no", "")):
         return None
     proxy = Proxy.at(address)
     if proxy is None:
@@ -187,6 +228,19 @@ def _proxy(endpoint: str) -> Proxy | None:
             redaction.url(address),
         )
     return proxy
+
+
+def _in_a_network(host: str, no_proxy: str) -> bool:
+    """Whether an address is in one of the networks of `NO_PROXY`, such as 10.0.0.0/8: `urllib` knows names alone."""
+    number = _ip(host)
+    if number is None:
+        return False
+    for each in no_proxy.split(","):
+        if "/" in each:
+            with suppress(ValueError):  # no network
+                if number in ipaddress.ip_network(each.strip(), strict=False):
+                    return True
+    return False
 
 
 def _preferences() -> Preferences:

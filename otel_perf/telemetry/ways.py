@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from opentelemetry import context
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
@@ -17,13 +17,17 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otel_perf import guard, redaction
 from otel_perf.telemetry import foreign, sdk
-from otel_perf.telemetry.delivery import LOST, Answer, Delivery, packed, partial_success, say
+from otel_perf.telemetry.delivery import LOST, Answer, Delivery, Payload, packed, partial_success, say
 from otel_perf.telemetry.otlp import spans_request
-from otel_perf.telemetry.otlp_metrics import metrics_request
+from otel_perf.telemetry.otlp_metrics import Part, parts
 
 __all__ = [
-    "Batch", "HttpMetrics", "HttpSpans", "MetricWay", "SpanWay", "StockMetrics", "StockSpans", "batches", "unobserved",
+    "LARGEST_REQUEST_BYTES", "HttpMetrics", "HttpSpans", "MetricWay", "SpanWay", "StockMetrics", "StockSpans",
+    "unobserved",
 ]  # fmt: skip
+
+#: Receivers take 4 MiB at least.
+LARGEST_REQUEST_BYTES = 2 * 1024 * 1024
 
 _sending: ContextVar[bool] = ContextVar("otel_perf_sending", default=False)
 
@@ -43,8 +47,12 @@ def unobserved() -> Generator[None, None, None]:
 class SpanWay(Protocol):
     """A way for batches of spans."""
 
-    def encode(self, spans: Sequence[ReadableSpan]) -> tuple[Any, int, int]:
-        """What is sent for these spans, the bytes that it takes while it waits, and about those that they took."""
+    def encode(self, spans: Sequence[ReadableSpan]) -> tuple[Any, int]:
+        """A part of what is sent, and about the bytes that it takes."""
+        ...
+
+    def join(self, parts: Sequence[Any]) -> tuple[Any, int]:
+        """What is sent for these parts, and the bytes that it takes while it waits."""
         ...
 
     def send(self, encoded: Any) -> Answer:
@@ -69,6 +77,11 @@ class MetricWay(Protocol):
         """What is to be read: changes or totals, and which buckets."""
         ...
 
+    @property
+    def held_s(self) -> float:
+        """For how long the endpoint asked to be left alone, from now on."""
+        ...
+
     def send(self, data: MetricsData, within_s: float = math.inf) -> Answer:
         """Sends what was read; one thread does so at a time."""
         ...
@@ -83,30 +96,6 @@ class MetricWay(Protocol):
         """Lets go of the connection."""
 
 
-class Batch(NamedTuple):
-    """Spans that are sent together; `encoded` is None where that could not be done."""
-
-    encoded: Any
-    spans: int
-    size_bytes: int
-    spans_bytes: int
-
-
-def batches(way: SpanWay, spans: Sequence[ReadableSpan], largest_bytes: int) -> list[Batch]:
-    """The spans as one batch, or as more where one would be too large or a span cannot be encoded."""
-    try:
-        encoded, size_bytes, spans_bytes = way.encode(spans)
-    except Exception:
-        if len(spans) == 1:
-            guard.note("encoding a span")
-            return [Batch(None, 1, 0, 0)]
-        encoded, size_bytes, spans_bytes = None, 0, 0
-    if len(spans) > 1 and (encoded is None or size_bytes > largest_bytes):
-        half = len(spans) // 2
-        return [*batches(way, spans[:half], largest_bytes), *batches(way, spans[half:], largest_bytes)]
-    return [Batch(encoded, len(spans), size_bytes, spans_bytes)]
-
-
 # HTTP ----------------------------------------------------------------------------------------------------------------
 
 
@@ -119,21 +108,19 @@ class _Http:
         self.close = delivery.close
 
 
-def _memory(spans: Sequence[ReadableSpan], body: bytes) -> int:
-    """About the bytes that spans take as objects: what they say, and about 1 KiB for each."""
-    return len(body) + 1024 * len(spans)
-
-
 class HttpSpans(_Http):
     """Spans, encoded by us."""
 
-    def encode(self, spans: Sequence[ReadableSpan]) -> tuple[Any, int, int]:
+    def encode(self, spans: Sequence[ReadableSpan]) -> tuple[bytes, int]:
         body = spans_request(spans)
-        payload = packed(body, self._gzip)
-        return payload, payload.size_bytes, _memory(spans, body)
+        return body, len(body)
 
-    def send(self, encoded: Any) -> Answer:
-        return self._delivery.send(encoded)
+    def join(self, parts: Sequence[bytes]) -> tuple[Payload, int]:
+        payload = packed(parts[0] if len(parts) == 1 else b"".join(parts), self._gzip)
+        return payload, payload.size_bytes
+
+    def send(self, encoded: Payload) -> Answer:
+        return self._delivery.send(encoded, patient=True)
 
 
 class HttpMetrics(_Http):
@@ -143,8 +130,28 @@ class HttpMetrics(_Http):
         super().__init__(delivery, gzip)
         self.wants = wants
 
+    @property
+    def held_s(self) -> float:
+        return self._delivery.held_s
+
     def send(self, data: MetricsData, within_s: float = math.inf) -> Answer:
-        return self._delivery.send(packed(metrics_request(data), self._gzip), within_s)
+        def send(part: Part, left_s: float) -> Answer:
+            return self._delivery.send(packed(part.request, self._gzip), left_s)
+
+        return _in_parts(data, send, min(within_s, self._delivery.timeout_s))
+
+
+def _in_parts(data: MetricsData, send: Callable[[Part, float], Answer], within_s: float) -> Answer:
+    """Sends metrics in as many requests as are needed, all of them within the time of one."""
+    deadline = time.monotonic() + within_s
+    delivered, rejected, failed = False, 0, 0
+    for part in parts(data, LARGEST_REQUEST_BYTES):
+        left_s = deadline - time.monotonic()
+        answer = LOST if failed and left_s <= 0 else send(part, left_s)
+        delivered = delivered or answer.delivered
+        rejected += min(answer.rejected, part.points)
+        failed += 0 if answer.delivered else part.points
+    return Answer(True, rejected, failed) if delivered else LOST
 
 
 # gRPC ----------------------------------------------------------------------------------------------------------------
@@ -217,9 +224,13 @@ class StockSpans(_Stock):
     def __init__(self, exporter: SpanExporter) -> None:
         super().__init__(exporter, "spans")
 
-    def encode(self, spans: Sequence[ReadableSpan]) -> tuple[Any, int, int]:
-        size_bytes = _memory(spans, spans_request(spans))
-        return foreign.readable(spans), size_bytes, size_bytes
+    def encode(self, spans: Sequence[ReadableSpan]) -> tuple[tuple[list[ReadableSpan], int], int]:
+        # They wait as objects: what they say, and about 1 KiB for each.
+        size_bytes = len(spans_request(spans)) + 1024 * len(spans)
+        return (foreign.readable(spans), size_bytes), size_bytes
+
+    def join(self, parts: Sequence[tuple[list[ReadableSpan], int]]) -> tuple[list[ReadableSpan], int]:
+        return [span for spans, _ in parts for span in spans], sum(size_bytes for _, size_bytes in parts)
 
     def send(self, encoded: Any) -> Answer:
         return self._answer(self._exporter.export(encoded) is SpanExportResult.SUCCESS)
@@ -228,9 +239,16 @@ class StockSpans(_Stock):
 class StockMetrics(_Stock):
     """Metrics, by a stock exporter."""
 
-    def __init__(self, exporter: MetricExporter) -> None:
+    #: It waits by itself for as long as it was asked to.
+    held_s = 0.0
+
+    def __init__(self, exporter: MetricExporter, timeout_s: float = math.inf) -> None:
         super().__init__(exporter, "metrics")
+        self._timeout_s = timeout_s
         self.wants = sdk.exporter_preferences(exporter)
 
-    def send(self, data: MetricsData, within_s: float = math.inf) -> Answer:  # noqa: ARG002  # it has its own limit
-        return self._answer(self._exporter.export(data) is MetricExportResult.SUCCESS)
+    def send(self, data: MetricsData, within_s: float = math.inf) -> Answer:
+        def send(part: Part, _: float) -> Answer:  # it has its own limit for each
+            return self._answer(self._exporter.export(part.data) is MetricExportResult.SUCCESS)
+
+        return _in_parts(data, send, min(within_s, self._timeout_s))

@@ -17,6 +17,9 @@ __all__ = ["SLOTS", "SLOT_S", "WINDOW_S", "Windowed", "combine", "packed", "unpa
 SLOT_S = 5
 SLOTS = 12
 WINDOW_S = SLOT_S * SLOTS
+_LOWEST_SCALE, _HIGHEST_SCALE = -10, 20
+_DOUBLINGS = 1100
+_MOST_BUCKETS = 100_000
 
 
 class Windowed:
@@ -146,6 +149,12 @@ def unpacked(told: Sequence[Any]) -> Exponential:
     scale, zeros, count, total, minimum, maximum, indexes, counts = told
     made = Exponential(int(scale))
     made.buckets = {int(index): int(n) for index, n in zip(indexes, counts, strict=True)}
+    # No float lies beyond; a point would have a count for each bucket between the outermost ones.
+    furthest = max(map(abs, made.buckets), default=0)
+    if not _LOWEST_SCALE <= made.scale <= _HIGHEST_SCALE or furthest > _DOUBLINGS * 2.0**made.scale + 1:
+        raise ValueError("there are no such buckets")
+    if len(made.buckets) > 1 and max(made.buckets) - min(made.buckets) > _MOST_BUCKETS:
+        raise ValueError("the buckets lie too far apart")
     made.zeros, made.count, made.total = int(zeros), int(count), plain(total)
     made.minimum, made.maximum = plain(minimum), plain(maximum)
     return made

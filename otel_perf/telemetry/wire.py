@@ -45,7 +45,10 @@ def sized(tag: bytes, body: bytes) -> bytes:
 
 
 def _utf8(value: str) -> bytes:
-    return value.encode("utf-8", "replace")  # half a surrogate pair cannot be encoded and must not cost the batch
+    try:
+        return value.encode("utf-8", "replace")  # half a surrogate pair cannot be encoded and must not cost the batch
+    except AttributeError:  # nor must a name or a version that is no text
+        return str(value).encode("utf-8", "replace")
 
 
 def text(tag: bytes, value: str | None) -> bytes:

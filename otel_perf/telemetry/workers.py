@@ -14,14 +14,15 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from otel_perf.telemetry.aggregation import Cell, LastValue, Point, Value
+from otel_perf.telemetry.aggregation import Cell
 from otel_perf.telemetry.group import Group
 from otel_perf.telemetry.instrument import Series
 from otel_perf.telemetry.pipeline import Ticker
-from otel_perf.telemetry.series import Registry, default_cell
+from otel_perf.telemetry.publication import Cells, Publication
+from otel_perf.telemetry.series import Collected, Registry
 from otel_perf.telemetry.summing import Tally, Window
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["Exchange"]
 
 _PUBLISH_EVERY_S = 1.0
+# Where one publication costs more than this share of the time until the next, the next comes later.
+_SHARE = 0.02
+_PUBLISH_AT_LEAST_EVERY_S = 10.0
 
 _log = logging.getLogger("otel_perf")
 
@@ -47,20 +51,36 @@ class Exchange:
         """
         #: What insight keeps of this worker, up to now; insight puts it in.
         self.windows: Callable[[], Sequence[Window]] = tuple
+        #: The same as it is told to others.
+        self.window_texts: Callable[[], Sequence[str]] = tuple
         self._registry = registry
-        self._cursor = registry.cursor(_cell, keep_exemplars=True)
-        self._raw = registry.cursor(_no_distribution, raw=True) if viewed else None
+        self._cells = Cells()
+        self._cursor = registry.cursor(self._cells, keep_exemplars=True)
+        self._raw = registry.cursor(self._no_distribution, raw=True) if viewed else None
         self._group = group
         self._heads = group is not None and group.heads
         self._ledger = _ledger(group, registry.cardinality_limit) if group is not None else None
+        self._publication = Publication()
         self._started_ns = time.time_ns()
         self._failed = False
+        self._asked = False
+        self._due_s = 0.0
         # Re-entrant: a callback of the application's may ask for the figures.
         self._lock = threading.RLock()
         self._ticker = self._start() if self._ledger is not None and not self._heads else None
 
     def _start(self) -> Ticker:
-        return Ticker("workers", _PUBLISH_EVERY_S, self._publish)
+        return Ticker("workers", _PUBLISH_EVERY_S, self._tick)
+
+    def _tick(self) -> None:
+        with self._lock:
+            if not self._asked and time.monotonic() < self._due_s:
+                return
+            self._asked = False
+            began_s = time.thread_time()
+            self._publish()
+            cost_s = time.thread_time() - began_s
+            self._due_s = time.monotonic() + min(cost_s / _SHARE, _PUBLISH_AT_LEAST_EVERY_S)
 
     def read(self) -> Tally:
         """The figures of all workers up to now; of this one alone where it has no others."""
@@ -73,25 +93,51 @@ class Exchange:
     def _read(self, *, windows: bool) -> Tally:
         with self._lock:
             ledger = self._ledger
+            collected = self._collect()
             if ledger is None or not self._has_others(ledger):
-                return self._own(windows=windows)
-            own = self._own()
-            self._put(ledger, own)
+                return self._own(collected, windows=windows)
+            told = self._put(ledger, collected)
+            # Where nobody else can see the newest figures, this worker may not show them either: the next answer comes
+            # from another worker, and would be less.
+            own = self._own(collected, windows=windows) if told else ledger.published(windows=windows)
+            if not ledger.joined:
+                return self._own(collected, windows=windows)
         try:
-            for tally, living in ledger.read(windows=windows):
-                own.add(tally, living=living)
+            others = ledger.read(windows=windows)
         except OSError as error:
             self._say(error)
-        return own
+            others = []
+        if own is None and not others:
+            return self._own(collected, windows=windows)
+        whole = own or Tally(self._started_ns, living=0)
+        for tally, living in others:
+            whole.add(tally, living=living)
+        return whole
 
     def _has_others(self, ledger: Ledger) -> bool:
         return not self._heads or (self._group is not None and ledger.exists())
 
-    def _own(self, *, windows: bool = True) -> Tally:
+    def _is_idle(self) -> bool:
+        """Whether nothing happened since the last publication, as far as can be told without making a new one."""
+        if self._raw is not None:  # views may make cells of their own
+            return False
+        self._registry.fold_all()
+        return not self._cells.fed and self._publication.says(self._cursor.observe())
+
+    def _collect(self) -> list[tuple[str, list[Collected]]]:
+        self._registry.fold_all()
+        self._cells.fed = False
+        if self._raw is None:
+            return [("all", self._cursor.collect())]
+        return [("metrics", self._cursor.collect()), ("insight", self._raw.collect())]
+
+    def _no_distribution(self, series: Series) -> Cell | None:
+        return None if series.instrument.metric.kind == "histogram" else self._cells(series)
+
+    def _own(self, collected: Sequence[tuple[str, Sequence[Collected]]], *, windows: bool) -> Tally:
         tally = Tally(self._started_ns)
-        tally.take(self._cursor.collect(), "all" if self._raw is None else "metrics")
-        if self._raw is not None:
-            tally.take(self._raw.collect(), "insight")
+        for reader, listed in collected:
+            tally.take(listed, reader)
         if windows:
             tally.take_windows(self.windows())
         return tally
@@ -100,29 +146,38 @@ class Exchange:
         with self._lock:
             if self._ledger is None:
                 return
-            own = self._own()
+            if self._ledger.joined and self._is_idle():
+                self._put(self._ledger)
+                return
+            collected = self._collect()
             # A child that does nothing we measure is no worker: nobody should see it in the sums.
-            recorded = own.windows or not all(figures.observed for figures in own.families.values())
-            if recorded or self._ledger.joined:
-                self._put(self._ledger, own)
+            recorded = not all(each.instrument.observers for _, listed in collected for each in listed)
+            if recorded or self._ledger.joined or self.window_texts():
+                self._put(self._ledger, collected)
 
-    def _put(self, ledger: Ledger, own: Tally) -> None:
+    def _put(self, ledger: Ledger, collected: Sequence[tuple[str, Sequence[Collected]]] | None = None) -> bool:
+        """Whether the others can see it; without anything new it shows that this worker is there."""
+        if collected is not None:
+            self._publication.renew(self._started_ns, collected, self.window_texts())
         try:
             joins = not ledger.joined
-            ledger.publish(own)
+            ledger.publish(self._publication.document)
         except OSError as error:
             self._say(error)
-            return
+            return False
         self._failed = False
         if joins and self._group is not None:
             _tidy(self._group)
+        return True
 
     def _say(self, error: OSError) -> None:
         if not self._failed:
             self._failed = True
+            joined = self._ledger is not None and self._ledger.joined
             _log.warning(
-                "otel_perf: the workers' figures cannot be added up, each worker answers for itself: %s. Let "
-                "OTEL_PERF_WORKERS_DIR name a directory that they can write to, or say `none`",
+                "otel_perf: the workers' figures cannot be added up, %s: %s. Let OTEL_PERF_WORKERS_DIR name a "
+                "directory that they can write to, or say `none`",
+                "all answer with what was written last" if joined else "each worker answers for itself",
                 error,
             )
 
@@ -130,7 +185,9 @@ class Exchange:
         """A forked child is a worker of the same group, with counts from zero."""
         self._lock = threading.RLock()
         self._started_ns = time.time_ns()
-        self._failed = False
+        self._failed = self._asked = False
+        self._due_s = 0.0
+        self._publication = Publication()
         if self._ledger is None:
             return
         self._ledger.after_fork()
@@ -142,10 +199,12 @@ class Exchange:
 
     def flush(self, timeout_s: float) -> bool:
         """Publishes; nothing is lost where that fails, since the figures are sums."""
+        self._asked = True
         return self._ticker is None or self._ticker.flush(timeout_s)
 
     def shutdown(self, timeout_s: float) -> bool:
         """Publishes a last time, and leaves the figures to those who go on."""
+        self._asked = True
         done = self._ticker is None or self._ticker.shutdown(timeout_s)
         with self._lock:
             ledger, self._ledger = self._ledger, None
@@ -154,27 +213,6 @@ class Exchange:
         if self._heads and self._group is not None:
             _remove_if_deserted(self._group)
         return done
-
-
-class _Dated(LastValue):
-    """A gauge that knows when it was set: of several workers' the one that was set last counts."""
-
-    __slots__ = ("_set_ns",)
-
-    def feed(self, batch: Sequence[Value]) -> None:
-        super().feed(batch)
-        self._set_ns = time.time_ns()
-
-    def point(self, attributes: Mapping[str, Any], start_ns: int, now_ns: int) -> Point | None:  # noqa: ARG002
-        return None if self.value is None else super().point(attributes, start_ns, self._set_ns)
-
-
-def _cell(series: Series) -> Cell | None:
-    return _Dated() if series.instrument.metric.kind == "gauge" else default_cell(series)
-
-
-def _no_distribution(series: Series) -> Cell | None:
-    return None if series.instrument.metric.kind == "histogram" else _cell(series)
 
 
 def _ledger(group: Group, limit: int) -> Ledger:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, Metric
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from otel_perf.api import configure, shutdown
 from otel_perf.settings import Settings
-from otel_perf.telemetry import runtime
+from otel_perf.telemetry import runtime, sdk
 from otel_perf.telemetry.runtime import Runtime
 
 __all__ = ["Captured", "capture"]
@@ -29,6 +30,10 @@ _QUIET: dict[str, Any] = {
 _UNSENT: dict[str, Any] = {"traces_exporter": "none", "metrics_exporter": "none"}
 
 
+# Whoever records now or did so: one whose place another took goes on when that one ends.
+_captured: WeakSet[Captured] = WeakSet()
+
+
 class Captured:
     """What a configured otel_perf recorded; `capture` makes it."""
 
@@ -36,6 +41,7 @@ class Captured:
         self._settings = settings
         self._last: list[Metric] | None = None
         self._start()
+        _captured.add(self)
 
     def _start(self, **settings: Any) -> None:
         wanted = {**_QUIET, **self._settings, **settings}
@@ -57,6 +63,10 @@ class Captured:
     def _read_anew(self) -> None:
         self._reader = InMemoryMetricReader()
         self.runtime.meter_provider.add_metric_reader(self._reader)
+
+    def _go_on(self, in_force: Runtime) -> None:
+        self.runtime = in_force
+        self._read_anew()
 
     def _stop(self) -> None:
         if self._last is None:
@@ -124,17 +134,46 @@ def capture(**settings: Any) -> Generator[Captured]:
     Args:
         settings: as for `configure`; an endpoint among them is sent to as well.
 
-    At the end otel_perf is shut down. Where it was configured before, it is configured again with the same settings;
-    span processors that were added by hand are not put back.
+    At the end otel_perf is shut down. Where it was configured before, it is configured again: settings, views and span
+    processors are back, and an outer capture goes on. Counts start anew, and added metric readers stay shut down.
     """
-    before = None if runtime.current is None else runtime.current.settings
-    captured = Captured(**settings)
+    before = _Before.now()
     try:
-        yield captured
+        captured = Captured(**settings)
+        try:
+            yield captured
+        finally:
+            captured._stop()  # pyright: ignore[reportPrivateUsage]  # the two are one thing
     finally:
-        captured._stop()  # pyright: ignore[reportPrivateUsage]  # the two are one thing
-        if before is not None:
-            configure(**_given(before))
+        if before is not None and runtime.current is not before.runtime:
+            before.restore()
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What was in force."""
+
+    runtime: Runtime
+    processors: tuple[SpanProcessor, ...]
+
+    @classmethod
+    def now(cls) -> _Before | None:
+        found = runtime.current
+        return None if found is None else cls(found, sdk.processors(found.tracer_provider))
+
+    def restore(self) -> None:
+        configure(**_given(self.runtime.settings), views=self.runtime.meter_provider.views)
+        in_force = runtime.current
+        if in_force is None:
+            return
+        provider: Any = in_force.tracer_provider
+        present = sdk.processors(provider)
+        for each in self.processors:
+            if each not in present:  # a provider of the application's own still has them
+                provider.add_span_processor(each)
+        for captured in list(_captured):
+            if captured.runtime is self.runtime:
+                captured._go_on(in_force)  # pyright: ignore[reportPrivateUsage]  # as above
 
 
 def _given(settings: Settings) -> dict[str, Any]:

@@ -79,5 +79,12 @@ def test_lost_spans_and_slow_figures_are_told(telemetry, shown):
     telemetry.runtime.pipeline.flush(5)
     text = shown()
     assert "3 LOST" in text
+    assert "metric points LOST" in " ".join(text.split())
     for part in (" ms", "250 ms", "42.0 s"):
         assert part in text
+
+
+def test_a_service_that_sends_only_metrics(telemetry, shown):
+    """It has no spans to tell of."""
+    telemetry.restart(endpoint="http://127.0.0.1:9", export_timeout_s=0.2, traces_exporter="none")
+    assert "spans not sent" in shown()

@@ -151,6 +151,11 @@ def test_what_arrived_can_be_asked_for(collector: servers.Otelcol, cloud: CloudT
 
 _SECRETS = {
     "http.request.header.authorization": "Basic YWRhOmxvdmVsYWNl",
+    "http.request.header.x_api_key": "lovelace",
+    "http.request.header.Proxy_Authorization": "Basic YWRhOmxvdmVsYWNl",
+    "http.response.header.set_cookie": "lovelace",
+    "db.query.parameter.name": "lovelace",
+    "db.statement.parameters": "('lovelace',)",
     "db.connection.password": "lovelace",
     "url.full": "http://ada:lovelace@127.0.0.1/x?token=lovelace&days=3",
     "note": "sent Bearer lovelace.abc to it",

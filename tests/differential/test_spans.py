@@ -350,7 +350,7 @@ def _outcome(make: Any, programs: Any, sampler: Sampler, limits: SpanLimits, *, 
         for program in programs:
             try:
                 _run(tracer, program, answers)
-            except BaseException as error:
+            except (Exception, KeyboardInterrupt, GeneratorExit) as error:
                 raised.append((type(error), str(error)))
     finally:
         log.removeHandler(said)

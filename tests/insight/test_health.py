@@ -18,7 +18,7 @@ def document(group=None, count=0, errors=0, **export):
         groups[group] = {"recent": {"count": count, "errors": errors}}
     return {
         **groups, "time_unix_s": 1_700_000_000.5,
-        "export": {"sending": True, "queued": 0, "capacity": 100, "lost": 0, **export},
+        "export": {"sending": True, "queued": 0, "capacity": 100, "lost": 0, "metrics": {"lost": 0}, **export},
     }  # fmt: skip
 
 
@@ -42,6 +42,8 @@ def test_half_of_five_or_more_failed(group, name, count, errors, word):
         ({"queued": 81}, False, "degraded"),
         ({}, True, "degraded"),
         ({"sending": False, "capacity": None}, False, "not_sending"),
+        ({"capacity": None}, False, "healthy"),
+        ({"capacity": None}, True, "degraded"),
     ],
 )
 def test_telemetry(export, losing, word):
@@ -76,6 +78,20 @@ def test_losses_are_forgotten_after_a_minute():
     assert not losses.lately(document(lost=3))
     assert not losses.lately(document(lost=0))
     assert losses.lately(document(lost=1))
+
+
+def test_lost_metrics_are_losses():
+    """A service whose metrics are refused is losing, whatever becomes of its spans."""
+    now = 0.0
+    losses = Losses(lambda: now)
+    assert not losses.lately(document())
+    for _ in range(3):  # between two exports that fail it does not look well
+        document_now = document(metrics={"lost": now + 4, "interval_s": 60.0})
+        assert losses.lately(document_now)
+        now += 70
+        assert losses.lately(document_now)
+    now += 60
+    assert not losses.lately(document_now)
 
 
 def test_it_reads_a_real_snapshot(telemetry):

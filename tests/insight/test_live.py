@@ -7,10 +7,12 @@ import threading
 
 import pytest
 from opentelemetry.sdk.metrics.view import DropAggregation, View
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 import otel_perf
 from otel_perf import conventions as c
 from otel_perf import measure
+from otel_perf.conventions import Metric
 from otel_perf.insight import live
 from otel_perf.insight.live import Live
 from otel_perf.telemetry import runtime
@@ -101,3 +103,13 @@ def test_views_of_the_application_do_not_reach_insight(telemetry):
     read = live.of(in_force).read()
     assert [value for name, labels, value in read.numbers if labels.get(c.STEP_NAME) == "load"] == [7]
     assert [cell.total.count for cell in distributions(live.of(in_force))] == [1]
+
+
+def test_labels_that_look_alike_are_one_number():
+    """Insight adds up what differs only in the type of a label or in the version of a scope, as `/metrics` does."""
+    registry = Registry()
+    reader = Live(registry, Exchange(registry))
+    for version, code, sold in (("1", 200, 1), ("1", "200", 2), ("2", 200, 4)):
+        scope = InstrumentationScope("lib", version)
+        registry.instrument(Metric("sold", "", "counter", ""), scope).of({"code": code}).record(sold)
+    assert [(name, value) for name, _, value in reader.read().numbers] == [("sold", 7)]

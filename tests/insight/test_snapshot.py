@@ -9,6 +9,7 @@ import pytest
 from otel_perf import catalogue, measure
 from otel_perf import conventions as c
 from otel_perf.insight import live
+from otel_perf.insight.health import Losses, health
 from otel_perf.insight.snapshot import snapshot
 
 
@@ -29,6 +30,7 @@ def test_empty_document_says_null_and_not_zero_milliseconds(read):
     assert document["export"] == {
         "sending": False, "made": None, "delivered": None, "queued": 0, "capacity": None,
         "lost": 0, "lost_by_reason": {},
+        "metrics": {"sending": False, "interval_s": 10.0, "lost": 0, "lost_by_reason": {}},
     }  # fmt: skip
 
 
@@ -145,3 +147,16 @@ def test_export_tells_the_truth_about_a_dead_endpoint(telemetry):
     assert export["sending"] is True
     assert (export["made"], export["delivered"], export["lost"], export["queued"]) == (5, 0, 5, 0)
     assert export["lost_by_reason"] == {"export_failed": 5}
+
+
+def test_export_tells_of_metrics_that_nobody_took(telemetry):
+    """Where only metrics are sent, that is sending; points that were refused are told, and degrade the health."""
+    telemetry.restart(endpoint="http://127.0.0.1:9", export_timeout_s=0.2, traces_exporter="none")
+    catalogue.counter("snapshot.refused").add(1)
+    assert telemetry.runtime.pipeline.flush(5) is False
+    document = snapshot(telemetry.runtime, live.of(telemetry.runtime))
+    export = document["export"]
+    assert (export["sending"], export["made"], export["lost"]) == (True, None, 0)
+    assert export["metrics"]["sending"] is True
+    assert export["metrics"]["lost"] == export["metrics"]["lost_by_reason"]["export_failed"] > 0
+    assert health(document, losing=Losses().lately(document))["services"]["telemetry"] == "degraded"

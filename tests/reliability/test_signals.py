@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: what waits is sent, and the process ends as it would have ended without us."""
+"""SIGTERM, SIGHUP and SIGINT: what waits is sent, and the process ends as it would have ended without us."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import otel_perf
 from otel_perf import guard, measure
 from otel_perf.telemetry import pipeline, signals
 from otel_perf.telemetry.pipeline import Pipeline
-from otel_perf.telemetry.signals import Sigterm
+from otel_perf.telemetry.signals import EndSignals
 from otel_perf.testing import FakeCollector, behaviour
 from tests.reliability.processes import Together, started
 
@@ -96,6 +96,44 @@ def test_a_script_that_is_terminated_loses_nothing(ended, case):
     assert lines == ["ready"]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "code"),
+    [
+        ("", "", -signal.SIGHUP),
+        ("", "signal.signal(signal.SIGHUP, lambda *_: sys.exit(8))", 8),
+        ("signal.signal(signal.SIGHUP, lambda *_: sys.exit(7))", "", 7),
+    ],
+    ids=["nobody has it", "a later handler", "an earlier handler"],
+)
+def test_a_terminal_that_is_gone_loses_nothing(tmp_path, before, after, code):
+    """SIGHUP, where nobody has it; an application's own handler is left alone, whenever it came."""
+    with (
+        FakeCollector() as collector,
+        started(
+            script=script(before, after), cwd=tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, **LONG
+        ) as running,
+    ):
+        running.wait_for("ready")
+        os.kill(running.pid, signal.SIGHUP)
+        assert running.exit_code() == code
+    assert len(collector.spans) == 700
+    assert running.lines == ["ready"]
+
+
+def test_sigterm_and_sighup_at_once_are_one_end(tmp_path):
+    """As systemd can send them: the first one ends the process, when what waits was sent."""
+    with (
+        FakeCollector(behaviour.slow(0.5)) as collector,
+        started(script=script(), cwd=tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, **LONG) as running,
+    ):
+        running.wait_for("ready")
+        os.kill(running.pid, signal.SIGTERM)
+        time.sleep(0.1)
+        os.kill(running.pid, signal.SIGHUP)
+        assert running.exit_code() == -signal.SIGTERM
+    assert len(collector.spans) == 700
+
+
 def test_ctrl_c_loses_nothing(tmp_path):
     """Python's own handler of SIGINT ends the script in order; its exit code is the usual one."""
     with (
@@ -106,6 +144,24 @@ def test_ctrl_c_loses_nothing(tmp_path):
         os.kill(running.pid, signal.SIGINT)
         assert running.exit_code() == -signal.SIGINT
     assert len(collector.spans) == 700
+
+
+def test_ctrl_c_twice_says_what_was_lost(tmp_path):
+    """The second one ends the wait for a dead collector at the exit; the line comes all the same."""
+    with (
+        FakeCollector(behaviour.hang()) as collector,
+        started(
+            script=script(then=SLEEP.replace("60", "0")), cwd=tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+            OTEL_PERF_FLUSH_TIMEOUT_S="300",
+        ) as running,
+    ):  # fmt: skip
+        running.wait_for("ready")
+        for _ in range(60):
+            if running.process.poll() is None:  # the first may come before the exit functions
+                os.kill(running.pid, signal.SIGINT)
+                time.sleep(0.3)
+        running.exit_code(1)
+        assert "otel_perf: 700 spans could not be delivered" in running.text
 
 
 def test_who_does_not_want_to_wait_sends_it_twice(tmp_path):
@@ -265,7 +321,7 @@ def test_a_fault_while_draining_is_kept(heard, monkeypatch):
         flushed.release()
         raise RuntimeError("flush")
 
-    sigterm = Sigterm(lambda: None, fail, lambda: None)
+    sigterm = EndSignals(lambda: None, fail, lambda: None)
     assert sigterm.install()
     for _ in range(2):
         signal.raise_signal(signal.SIGTERM)
@@ -279,11 +335,13 @@ def test_where_signals_are_not_ours_to_take(heard):
     """An ignored signal, an embedding program's, another thread, a switch: nothing is installed and nothing fails."""
     own = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    assert not Sigterm(lambda: None, lambda: None, lambda: None).install()
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert not EndSignals(lambda: None, lambda: None, lambda: None).install()
     signal.signal(signal.SIGTERM, own)
+    signal.signal(signal.SIGHUP, hangup)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(signals.signal, "getsignal", lambda _: None)
-        assert not Sigterm(lambda: None, lambda: None, lambda: None).install()
+        assert not EndSignals(lambda: None, lambda: None, lambda: None).install()
     elsewhere = threading.Thread(target=otel_perf.configure)
     elsewhere.start()
     elsewhere.join()

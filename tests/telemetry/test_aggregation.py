@@ -126,6 +126,17 @@ def test_exemplars_carry_the_trace_of_their_value(make):
     assert not cell.point({}, 0, 0).exemplars
 
 
+@pytest.mark.parametrize("make", [Sum, LastValue, lambda: Explicit((1.0,)), Exponential])
+def test_the_newest_exemplar_is_kept_whatever_comes_first(make):
+    """Where views drop labels, older values of another series are added up after newer ones."""
+    cell = make()
+    cell.feed([(5, 1, 2, 300)])
+    cell.feed([(6, 3, 4, 200)])
+    assert [each.value for each in cell.point({}, 0, 1).exemplars] == [5]
+    cell.feed([(7, 3, 4, 400)])
+    assert [each.value for each in cell.point({}, 0, 1).exemplars] == [7]
+
+
 def test_each_bucket_has_an_exemplar_of_its_own():
     """A slow example is not pushed out by fast ones."""
     cell = Explicit((0.1, 0.5))

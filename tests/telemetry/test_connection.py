@@ -122,6 +122,43 @@ def test_requests_share_a_connection():
         assert [len(request) for request in server.requests[1:]][-1] > 500_000
 
 
+def test_an_address_is_quoted():
+    """What may not stand in a request line is percent-encoded, in the path and in the query; what is, stays."""
+    with serving(ok) as server, connected(f"http://127.0.0.1:{server.port}/é?é=1 2&x=%20/?") as sending:
+        sending.post(b"", {}, soon())
+        assert server.requests[0].startswith(b"POST /%C3%A9?%C3%A9=1%202&x=%20/? HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize("first", [b"100 Continue", b"103 Early Hints", b"102 Processing"])
+def test_what_comes_before_the_answer_is_passed_over(first):
+    """In one piece with it or not, more than once; the connection stays usable."""
+    early = b"HTTP/1.1 " + first + b"\r\nlink: x\r\n\r\n"
+
+    def talk(wire: socket.socket, request: bytes) -> bool:
+        wire.sendall(early + early)
+        if request.endswith(b"slow"):
+            time.sleep(0.05)
+        wire.sendall(early + OK)
+        return True
+
+    with serving(talk) as server, connected(f"http://127.0.0.1:{server.port}/") as sending:
+        for body in (b"fast", b"slow", b"fast"):
+            answer = sending.post(body, {}, soon())
+            assert (answer.status, answer.body) == (200, b"ok")
+        assert server.connections == 1
+
+
+def test_switching_protocols_is_an_answer():
+    """Nobody asked for it, and nothing follows."""
+
+    def talk(wire: socket.socket, _: bytes) -> bool:
+        wire.sendall(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        return True
+
+    with serving(talk) as server, connected(f"http://127.0.0.1:{server.port}/") as sending:
+        assert sending.post(b"", {}, soon()).status == 101
+
+
 def test_a_connection_that_was_closed_meanwhile_is_opened_again():
     """Servers close idle connections; that costs nothing."""
 

@@ -114,16 +114,52 @@ def test_retry_after_is_heeded(collector, deliver):
 
 @pytest.mark.parametrize("wait", [60, datetime.now(timezone.utc) + timedelta(hours=1), "inf"])
 def test_a_wait_beyond_the_time_is_not_begun(collector, deliver, wait):
-    """Who says to come back in an hour gets one request."""
+    """Who says to come back in an hour gets one request, and no other before; who shuts down asks all the same."""
     collector.behaviour = behaviour.status(503, retry_after=wait)
-    assert deliver(timeout_s=5).send(REQUEST) == LOST
+    sending = deliver(timeout_s=5)
+    assert sending.send(REQUEST) == LOST
+    assert 59 < sending.held_s <= 300
+    assert sending.send(REQUEST) == LOST
     assert len(collector.requests) == 1
+    collector.behaviour = behaviour.ok()
+    sending.stop(time.monotonic() + 10)
+    assert sending.held_s == 0
+    assert sending.send(REQUEST) == Answer(True)
+
+
+def test_a_patient_payload_waits_as_long_as_it_is_asked_to(collector, deliver):
+    """Beyond the time of an export; it is not lost, and those behind it wait as well."""
+    collector.behaviour = behaviour.status(503, retry_after=0.6).times(1)
+    sending = deliver(timeout_s=0.3)
+    assert sending.send(REQUEST, patient=True) == Answer(True)
+    assert len(collector.requests) == 2
+    sending._not_before = time.monotonic() + 0.4
+    assert sending.send(REQUEST) == LOST
+    assert len(collector.requests) == 2
+    assert sending.send(REQUEST, patient=True) == Answer(True)
+
+
+def test_patience_has_an_end(collector, deliver, monkeypatch):
+    """A payload for which a server asks for time again and again is lost."""
+    monkeypatch.setattr(delivery, "_LONGEST_HOLD_S", 0.5)
+    collector.behaviour = behaviour.status(503, retry_after=0.3)
+    assert deliver(timeout_s=0.2).send(REQUEST, patient=True) == LOST
+    assert 1 <= len(collector.requests) <= 3
+
+
+@pytest.mark.parametrize("wait", [0, -5, datetime.now(timezone.utc) - timedelta(hours=1)])
+def test_no_answer_makes_us_faster(collector, deliver, wait):
+    """Who asks for no wait, or for one that is over, is asked again after ours."""
+    collector.behaviour = behaviour.status(503, retry_after=wait)
+    assert deliver(timeout_s=0.4).send(REQUEST) == LOST
+    assert len(collector.requests) <= 2
 
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(None, None), ("", None), ("soon", None), ("nan", None), ("-3", 0.0), ("1.5", 1.5),
-     ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("Wed, 21 Oct 2015 07:28:00", 0.0)],
+    [(None, 0.0), ("", 0.0), ("soon", 0.0), ("nan", 0.0), ("-3", 0.0), ("1.5", 1.5), ("inf", 300.0), ("301", 300.0),
+     ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("Wed, 21 Oct 2015 07:28:00", 0.0), ("Wed, 21 Oct 2015", 0.0),
+     ("Fri, 31 Dec 99999999999999999999 23:59:59 GMT", 0.0), ("Fri, 31 Dec 9999 23:59:59 -2359", 300.0)],
 )  # fmt: skip
 def test_forms_of_retry_after(value, expected):
     """What cannot be read counts as not said."""
@@ -257,6 +293,14 @@ def test_broken_messages_are_refused(body):
         (b'"ok"', None),
         (b"{", None),
         (b'{"partialSuccess": [1]}', None),
+        (b'{"partialSuccess": null}', (0, "")),
+        (b'{"error": "please log in"}', None),
+        (b'{"partialSuccess": {}, "error": "please log in"}', None),
+        (b'{"partialSuccess": {"rejectedSpans": 1e999}}', None),
+        (b'{"partialSuccess": {"rejectedSpans": NaN}}', None),
+        (b"[" * 60_000, None),
+        (b"null", None),
+        (b'""', None),
     ],
 )
 def test_answers_in_json(body, expected):

@@ -48,11 +48,15 @@ class Gate:
         if opened:
             self.open.set()
 
-    def encode(self, spans: Sequence[ReadableSpan]) -> tuple[Any, int, int]:
+    def encode(self, spans: Sequence[ReadableSpan]) -> tuple[Any, int]:
         assert self.encoding.wait(20)
         if self.broken & {span.name for span in spans}:
             raise TypeError("it cannot be encoded")
-        return list(spans), self.bytes_each * len(spans), self.bytes_each * len(spans)
+        return list(spans), self.bytes_each * len(spans)
+
+    def join(self, parts: Sequence[Any]) -> tuple[Any, int]:
+        spans = [span for part in parts for span in part]
+        return spans, self.bytes_each * len(spans)
 
     def send(self, encoded: Any) -> Answer:
         self.entered.set()
@@ -191,40 +195,124 @@ def test_the_queue_is_bounded_in_bytes(make_sender):
     """Of what is encoded and of what is not yet: large spans leave less room, small ones more again."""
     gate = Gate(opened=False, bytes_each=1000)
     sender = make_sender(gate, size=4096, size_bytes=100_000)
-    assert sender._room < 100
     for _ in range(40):
         spans_into(sender, 50)
         sender._urgent = True
         sender._wake_up()
         until(lambda: not sender._queue)
         assert sender.waiting_bytes <= 100_000
+    until(lambda: not sender._taken)
     queued = sender.queued
     assert 90 <= queued <= 100
+    assert sender._room <= 10
     assert sender.tally() == (2000, 0, 2000 - queued, queued)
     assert list(sender.lost) == ["queue_full"]
     gate.open.set()
     assert sender.flush(10)
     assert (sender.waiting_bytes, sender.delivered) == (0, queued)
-    gate.bytes_each = 1
-    for _ in range(50):
-        spans_into(sender, 10)
-        assert sender.flush(10)
-    assert sender._room > 1000
+
+
+def test_one_large_span_does_not_keep_others_out(make_sender):
+    """Where nothing waits there is room for a batch, whatever the last span was like; then the size is known anew."""
+    gate = Gate(bytes_each=63_000)
+    sender = make_sender(gate, size_bytes=65_536)
+    spans_into(sender, 1)
+    assert sender.flush(10)
+    assert sender._size.each_bytes > 63_000
+    gate.bytes_each = 100
+    spans_into(sender, 200)
+    assert sender.flush(10)
+    assert sender.tally() == (201, 201, 0, 0)
+    assert sender._size.each_bytes < 3000
+
+
+def test_a_span_that_never_has_room_is_lost_alone(make_sender):
+    """Also while others wait for the endpoint: there is always room for one to look at, as long as there is any."""
+    gate = Gate(opened=False, bytes_each=40_000)
+    sender = make_sender(gate, size_bytes=65_536)
+    spans_into(sender, 1)
+    sender.drain()
+    assert gate.entered.wait(10)
+    gate.bytes_each = 70_000
+    spans_into(sender, 1)
+    until(lambda: sender.lost == {"queue_full": 1})
+    gate.bytes_each = 100
+    for _ in range(20):
+        spans_into(sender, 1)
+        until(lambda: not sender._queue)
+    gate.open.set()
+    assert sender.flush(10)
+    assert sender.tally() == (22, 21, 1, 0)
+
+
+def test_large_spans_are_encoded_a_few_at_once(make_sender):
+    """A thread that comes late to a full queue looks at a few, and takes slices by what it saw."""
+    gate = Gate()
+    sender = make_sender(gate)
+    spans_into(sender, 100)  # small ones, so that nothing is known of what comes
+    assert sender.flush(10)
+    gate.batches.clear()
+    gate.bytes_each = 200_000
+    gate.encoding.clear()
+    spans_into(sender, 300)
+    asked: list[int] = []
+    encode = gate.encode
+
+    def measured(spans: Sequence[ReadableSpan]) -> tuple[Any, int]:
+        asked.append(len(spans))
+        return encode(spans)
+
+    gate.encode = measured  # type: ignore[method-assign]
+    gate.encoding.set()
+    sender.flush(10)
+    assert max(asked) <= 16
+    assert asked[-1] == 1
+    assert max(gate.batches) == 10  # of 2 MiB
+
+
+def test_what_is_being_encoded_takes_room(make_sender):
+    """The limit of the queue is for all spans that are not done with."""
+    gate = Gate()
+    gate.encoding.clear()
+    sender = make_sender(gate, size=256)
+    spans_into(sender, 64)
+    until(lambda: sender._taken)
+    spans_into(sender, 400)
+    assert sender.queued == 256
+    gate.encoding.set()
+    assert sender.flush(10)
+    assert sender.tally() == (464, 256, 208, 0)
 
 
 def test_a_batch_that_is_too_large_is_parted(make_sender):
     """No request is larger than receivers take, nor than half the queue; the order stays."""
     gate = Gate(bytes_each=3000)
-    sender = make_sender(gate, size_bytes=200_000)
-    for number in range(60):
+    sender = make_sender(gate, size_bytes=400_000)
+    for number in range(80):
         spans_into(sender, 1, name=str(number))
     assert sender.flush(10)
-    assert gate.batches == [30, 30]
-    assert gate.names == [str(number) for number in range(60)]
-    gate.bytes_each = 210_000
+    assert sum(gate.batches) == 80
+    assert 2 <= len(gate.batches) <= 4
+    assert max(gate.batches) <= 66
+    assert gate.names == [str(number) for number in range(80)]
+    gate.bytes_each = 410_000
     spans_into(sender, 1)
     assert not sender.flush(10)
     assert sender.lost == {"queue_full": 1}  # a span as large as that never has room
+
+
+def test_what_cannot_be_joined_is_counted(make_sender, monkeypatch):
+    """A fault in making one request of slices costs this batch."""
+    monkeypatch.setattr(guard, "strict", False)
+    gate = Gate()
+    sender = make_sender(gate)
+    join, gate.join = gate.join, None  # type: ignore[assignment]
+    spans_into(sender, 3)
+    assert not sender.flush(10)
+    assert sender.lost == {"encoding": 3}
+    gate.join = join
+    spans_into(sender, 3)
+    assert sender.flush(10)
 
 
 def test_one_span_that_cannot_be_encoded_costs_itself(make_sender, monkeypatch):
@@ -514,6 +602,20 @@ def test_an_endpoint_that_holds_us_up_holds_up_nobody(collector, over_http, act)
     assert not sender.shutdown(0.3)
     assert sender.tally() == (3, 0, 3, 0)
     assert not alive(sender)
+
+
+def test_an_endpoint_that_wants_to_be_left_alone_is(collector, over_http):
+    """Longer than an export may take: nothing is sent meanwhile, and nothing is lost."""
+    collector.behaviour = behaviour.status(503, retry_after=1).times(1)
+    sender = over_http(export_timeout_s=0.3)
+    spans_into(sender, 3)
+    assert not sender.flush(0.1)
+    spans_into(sender, 3)
+    assert not sender.flush(0.1)
+    assert sender.tally() == (6, 0, 0, 6)
+    assert len(collector.requests) == 1
+    assert sender.flush(20)
+    assert sender.tally() == (6, 6, 0, 0)
 
 
 def test_a_shutdown_ends_the_wait_of_a_retry(collector, over_http):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, Status, StatusCode
 
 from otel_perf.conventions import SCOPE
+from otel_perf.redaction import MASK, MAX_LENGTH
 from otel_perf.telemetry import foreign
+from otel_perf.telemetry.otlp import spans_request
 from otel_perf.telemetry.provider import TracerProvider
 
 STACK = """Traceback (most recent call last):
@@ -62,6 +65,91 @@ def test_a_stack_is_places():
     assert foreign.value("exception.stacktrace", STACK) == (
         'File "/app/shop.py", line 12, in pay\nFile "/app/bank.py", line 3, in charge'
     )
+
+
+SECRET = "Zq7plantedZq"
+LEAKS = {
+    "http.request.header.x_api_key": (SECRET,), "http.response.header.set_cookie": [SECRET],
+    "http.request.header.Authorization": [f"Bearer {SECRET}"], "HTTP.Request.Header.X-API-Key": SECRET,
+    "http.request.header.proxy_authorization": [SECRET], "http.request.header.x_goog_iap_session": [SECRET],
+    "http.request.header.referer": [f"http://a/?token={SECRET}"], "http.response.header.location": [f"/a?b={SECRET}"],
+    "rpc.grpc.request.metadata.authorization": [SECRET], "db.statement.parameters": f"('{SECRET}', 42)",
+    "db.query.parameter.password": SECRET, "db.operation.parameter.0": [SECRET], "db.redis.args": f"SET k {SECRET}",
+    "db.connection_string": f"postgresql+asyncpg://u:{SECRET}@h/db", "url.original": f"/a?token={SECRET}",
+    "server.address": f"http://u:{SECRET}@x", "net.peer.name": f"u:{SECRET}@x", "url.full": f"http://a/?t={SECRET}".encode(),
+    "http.referer": f"http://a/?token={SECRET}", "messaging.url": f"amqp://u:{SECRET}@h", "url.fragment": f"t={SECRET}",
+    "url.path": f"/a?t={SECRET}", "anything": f"see http://u:{SECRET}@h/ and http://h/?a={SECRET} there",
+    "with blanks": f"postgresql://u:a {SECRET}@h/db", "fragment": f"http://h/#access_token={SECRET}",
+    "bytes": f"http://u:{SECRET}@h/".encode(), "nested": {"headers": {"authorization": SECRET, "x": f"a://{SECRET}@h"}},
+    "jdbc": f"jdbc:postgresql://u:{SECRET}@h/db?password={SECRET}", "relative": f"/a/b?c={SECRET}",
+    "proxied": f"http://h/http://u:{SECRET}@h/?", "long": f"{'x' * 2000} http://{SECRET * 500}@h/",
+    "long url": f"http://{SECRET * 500}@h/", "client.secret": SECRET, "app.password": [SECRET.encode()],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", LEAKS)
+def test_no_secret_of_another_library_leaves(key):
+    """Headers by any spelling, parameters, addresses wherever they are; in lists, in bytes, in mappings."""
+    assert SECRET.lower() not in repr(foreign.value(key, LEAKS[key])).lower()
+    assert foreign.value(key, foreign.value(key, LEAKS[key])) == foreign.value(key, LEAKS[key])
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [
+        ("http.request.header.user_agent", ["curl/8"]),
+        ("http.request.header.referer", ["http://host/a"]),
+        ("aws.s3.url", "s3://Bucket/Key"),
+        ("server.address", "10.0.0.1"),
+        ("db.connection_string", "redis://h:6379/0"),
+        ("gen_ai.token.type", "input"),
+        ("gen_ai.usage.input_tokens", 12),
+        ("binary", b"\x00\xff?"),
+        ("question", "what is 1/2?"),
+        ("none", None),
+        ("listed", [1, True, None, "a"]),
+        ("mapped", {"a": {"b": 1.5}}),
+    ],
+)
+def test_what_is_harmless_stays_as_it_is(key, shown):
+    """Also what looks a little like something else."""
+    assert foreign.value(key, shown) == shown
+
+
+def test_a_number_is_as_much_a_secret():
+    """Whatever kind the value of a parameter has; a connection string that is no address is hidden whole."""
+    assert foreign.value("db.query.parameter.pin", 1234) == MASK
+    assert foreign.value("db.statement.parameters", ("a", 42)) == [MASK, MASK]
+    assert foreign.value("db.connection_string", "Server=h;Password=x") == MASK
+    assert foreign.value("db.connection_string", "jdbc:sqlserver://h:1;user=sa;password=x") == "jdbc:sqlserver://h:1"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("GET http://a/?token=pw", f"GET http://a/?token={MASK}"),
+        ("GET /a?token=pw", f"GET /a?token={MASK}"),
+        ("amqp://u:pw@h send", "amqp://h send"),
+        ("GET /users/{id}", "GET /users/{id}"),
+        ("SELECT a FROM t WHERE b/2 = ?", "SELECT a FROM t WHERE b/2 = ?"),
+    ],
+)
+def test_addresses_in_names(name, shown):
+    """Names of spans and events lose user information and query values, by either way out; ours stay."""
+    of = ReadableSpan(
+        name, SpanContext(1, 1, False), None, Resource({}), {}, [Event(name, {}, 5)],
+        start_time=1, end_time=2, instrumentation_scope=InstrumentationScope("theirs"),
+    )  # fmt: skip
+    (copy,) = foreign.readable([of])
+    assert (copy.name, copy.events[0].name) == (shown, shown)
+    encoded = ExportTraceServiceRequest.FromString(spans_request([of])).resource_spans[0].scope_spans[0].spans[0]
+    assert (encoded.name, encoded.events[0].name) == (shown, shown)
+
+
+@pytest.mark.parametrize("piece", ["://", "a", "a://b ", "/?", "@", "?", ".", "a:// @", "/a?b "])
+def test_a_text_is_read_once(piece):
+    """However many addresses a text seems to have, it is read up to a limit, and what comes out is bounded."""
+    assert len(foreign.name(f"://{piece * 20_000}")) <= MAX_LENGTH
 
 
 def test_only_our_scope_is_ours():

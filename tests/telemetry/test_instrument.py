@@ -114,9 +114,36 @@ def test_callbacks_tell_one_value_for_each_set_of_labels():
     made = instrument(10, kind="gauge")
     made.observers.append(lambda: [(1, {"a": "x"}), (2, {"a": "y"})])
     made.observers.append(lambda: [(3, {"a": "x"}), (float("nan"), {"a": "z"})])
-    assert made.observed() == [(3, {"a": "x"}), (2, {"a": "y"})]
+    assert made.observed() == [(2, {"a": "y"}), (3, {"a": "x"})]
     made.observers.append(lambda: [(index, {"a": index}) for index in range(50)])
     assert len(made.observed()) == 10
+
+
+def test_the_last_one_told_is_the_last_one():
+    """Where views drop labels, the newest of the sets that fall together counts."""
+    made = instrument(kind="gauge")
+    made.observers.append(lambda: [(1, {"a": "x"}), (2, {"a": "y"}), (3, {"a": "x"})])
+    assert made.observed() == [(2, {"a": "y"}), (3, {"a": "x"})]
+
+
+def test_what_was_told_before_a_fault_counts(monkeypatch):
+    """A callback that raises midway costs only what it would have told afterwards."""
+    monkeypatch.setattr(guard, "strict", False)
+    made = instrument(kind="gauge")
+
+    def telling():
+        yield 1, {"a": "x"}
+        raise LookupError
+
+    made.observers.append(telling)
+    assert made.observed() == [(1, {"a": "x"})]
+    assert guard.errors == 1
+
+
+def test_labels_that_are_no_mapping_are_none():
+    """As in the SDK the value counts."""
+    made = instrument()
+    assert made.of(["a"]) is made.of({})  # type: ignore[arg-type]
 
 
 def test_a_failing_callback_costs_only_itself(monkeypatch):

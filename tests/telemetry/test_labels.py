@@ -30,6 +30,22 @@ def test_every_exporter_can_write_a_clean_label():
     assert type(clean["a"]) is str
 
 
+class Bare:
+    """Says nothing of itself but its address."""
+
+
+def test_names_and_values_that_say_nothing_are_none():
+    """As in the SDK: each object would make a series of its own; other names become text."""
+    assert labels.clean({"": 1, None: 1, 7: "x", Bare(): 1, "a": Bare(), "b": [Bare()]}) == {  # type: ignore[dict-item]
+        "7": "x", "a": None, "b": (None,),
+    }  # fmt: skip
+
+
+def test_mappings_and_bytes_are_text():
+    """A label is one value to Prometheus and to the files of workers."""
+    assert labels.clean({"a": {"b": 1}, "b": b"x"}) == {"a": "{'b': 1}", "b": "b'x'"}
+
+
 def test_line_ends_stay():
     """Exporters escape what their format cannot hold; cleaning is not their work."""
     assert labels.clean({"a": "x\ny"}) == {"a": "x\ny"}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +17,7 @@ import pytest
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from otel_perf.conventions import Metric
-from otel_perf.telemetry import ledger as ledgers
+from otel_perf.telemetry import shared_files, told
 from otel_perf.telemetry.ledger import Ledger, deserted
 from otel_perf.telemetry.series import Registry
 from otel_perf.telemetry.summing import Tally
@@ -30,7 +32,7 @@ def tally(sold):
     registry.instrument(SOLD, SCOPE).of({}).record(sold)
     made = Tally(1)
     made.take(cursor.collect())
-    return made
+    return told.document(**made.dump())
 
 
 def hand(directory, **options):
@@ -98,15 +100,15 @@ def test_nothing_is_written_where_nothing_changed(directory, worker):
     [path] = directory.glob("worker-*")
     os.utime(path, (1, 1))
     before = path.stat()
-    one.publish(tally_of := Tally(1))
-    one.publish(tally_of)
+    one.publish(nothing := told.document(**Tally(1).dump()))
+    one.publish(nothing)
     after = path.stat()
     assert after.st_ino != before.st_ino
     os.utime(path, (1, 1))
-    one.publish(tally_of)
+    one.publish(nothing)
     assert (path.stat().st_ino, path.stat().st_mtime > 1) == (after.st_ino, True)
     path.unlink()
-    one.publish(tally_of)
+    one.publish(nothing)
     assert path.exists()
     path.unlink()
     directory.joinpath("retired.lock").unlink()
@@ -115,7 +117,7 @@ def test_nothing_is_written_where_nothing_changed(directory, worker):
     assert total(worker()) == (3, 1, 0)
 
 
-@pytest.mark.parametrize("step", ["_write_retired", "_remove"])
+@pytest.mark.parametrize("step", ["_write_retired", "remove"])
 def test_whoever_absorbs_may_die_at_any_moment(directory, worker, monkeypatch, step):
     """Death before `retired` is in place changes nothing; death after it counts nothing twice."""
     one, two, reader = worker(1), worker(2), worker()
@@ -125,7 +127,7 @@ def test_whoever_absorbs_may_die_at_any_moment(directory, worker, monkeypatch, s
     def dies(*_):
         raise KeyboardInterrupt
 
-    owner = Ledger if step == "_write_retired" else ledgers
+    owner = Ledger if step == "_write_retired" else shared_files
     with monkeypatch.context() as patch:
         patch.setattr(owner, step, dies)
         with pytest.raises(KeyboardInterrupt):
@@ -150,7 +152,7 @@ def test_a_full_disk_only_puts_it_off(directory, worker, monkeypatch):
         assert total(reader) == (1, 0, 1)
         assert total(reader) == (1, 0, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(ledgers, "_write_all", full)
+        patch.setattr(shared_files, "write_all", full)
         with pytest.raises(OSError, match="No space"):
             worker(5)
     assert total(reader) == (1, 0, 1)
@@ -184,14 +186,14 @@ def test_absorbed_between_the_look_and_the_reading(directory, worker, monkeypatc
 def test_a_file_that_is_replaced_while_it_is_looked_at_is_not_that_of_a_dead_worker(worker, monkeypatch):
     """The lock of an older version is free, and its worker lives all the same: it is read anew, and never absorbed."""
     one, reader = worker(1), worker()
-    real, later = ledgers._is_held, [5, 4, 3, 2]
+    real, later = shared_files.is_held, [5, 4, 3, 2]
 
     def meanwhile(opened):
         if later:
             one.publish(tally(later.pop()))
         return real(opened)
 
-    monkeypatch.setattr(ledgers, "_is_held", meanwhile)
+    monkeypatch.setattr(shared_files, "is_held", meanwhile)
     assert total(reader) == (5, 1, 0)
     later.append(6)
     assert not deserted(reader._directory)
@@ -239,17 +241,128 @@ def test_a_spoilt_file_is_ignored_and_said_once(directory, worker, caplog, spoil
     assert total(reader)[0] == 4
 
 
-def test_a_spoilt_retired_begins_anew(directory, worker, caplog):
-    """When what the dead left is lost, that is said, and the living go on."""
+@pytest.mark.parametrize("spoil", ["truncated", "no names", "link", "directory", "pipe"])
+def test_a_spoilt_retired_is_kept_aside(directory, worker, caplog, tmp_path, spoil):
+    """When what the dead left cannot be read, that is said, the living go on, and nothing is written over it."""
     worker(1).leave()
     two, reader = worker(2), worker()
     assert total(reader) == (3, 1, 1)
-    (directory / "retired.json").write_bytes(b"?")
-    assert total(reader) == (2, 1, 0)
+    retired = directory / "retired.json"
+    saved = retired.read_bytes()
+    left = {"truncated": saved[:50], "no names": saved.replace(b'"absorbed"', b'"other"')}.get(spoil, b"precious")
+    retired.unlink()
+    if spoil == "directory":
+        retired.mkdir()
+    elif spoil == "pipe":
+        os.mkfifo(retired)
+    elif spoil == "link":
+        (tmp_path / "elsewhere").write_bytes(left)
+        retired.symlink_to(tmp_path / "elsewhere")
+    else:
+        retired.write_bytes(left)
+    for _ in range(3):
+        assert total(reader) == (2, 1, 0)
+    assert [message.count("cannot be read") for message in caplog.messages] == [1]
     two.leave()
     assert total(reader)[0] == 2
     assert total(reader)[0] == 2
-    assert "retired.json" in caplog.text
+    [aside] = directory.glob("spoilt-*")
+    assert aside.name in caplog.text
+    if aside.is_file():
+        assert aside.read_bytes() == left
+
+
+@pytest.mark.parametrize("kind", ["link", "directory", "pipe", "socket"])
+def test_what_is_no_file_is_left_out_and_left_alone(directory, worker, caplog, tmp_path, kind):
+    """A link, directory, pipe or socket in the place of a worker's file is not waited for, counted or removed."""
+    one, reader = worker(1), worker()
+    (tmp_path / "elsewhere").write_bytes((directory / str(one._name)).read_bytes())
+    hostile = directory / "worker-1-a-b.json"
+    with contextlib.ExitStack() as stack:
+        if kind == "link":
+            hostile.symlink_to(tmp_path / "elsewhere")
+        elif kind == "directory":
+            hostile.mkdir()
+        elif kind == "pipe":
+            os.mkfifo(hostile)
+        else:
+            server = stack.enter_context(socket.socket(socket.AF_UNIX))
+            here = Path.cwd()
+            os.chdir(directory)  # the path of a socket has to be short
+            try:
+                server.bind(hostile.name)
+            finally:
+                os.chdir(here)
+        for _ in range(3):
+            assert total(reader) == (1, 1, 0)
+        one.leave()
+        assert total(reader) == (1, 0, 1)
+        assert total(reader) == (1, 0, 1)
+        assert deserted(directory)
+        assert hostile.is_symlink() or hostile.exists()
+    assert [hostile.name in message for message in caplog.messages] == [True]
+
+
+def test_a_pipe_in_the_place_of_what_is_being_written(directory, worker):
+    """It is refused like a full disk, and not waited for."""
+    one = worker(1)
+    os.mkfifo(directory / f"{one._name}.tmp")
+    with pytest.raises(OSError, match="No such device"):
+        one.publish(tally(2))
+    one.publish(tally(3))
+    assert total(worker()) == (3, 1, 0)
+
+
+def hostile_document(families="", windows="", started_ns="1"):
+    return f'{{"version":2,"started_ns":{started_ns},"ended":0,"families":[{families}],"windows":[{windows}]}}'
+
+
+def hostile_family(rows, scope='"m"', kind="counter", bounds="null"):
+    return hostile_document(f'[[{scope},"","",[]],"sold","","{kind}","",false,"all",{bounds},[{rows}]]')
+
+
+HOSTILE = [
+    "[" * 100_000,
+    hostile_document(started_ns="1e999"),
+    hostile_family("[{},1,1,[],1,1,1,1,[1]]", bounds="[]"),
+    hostile_family("[{},1,1,[],1]", kind="other"),
+    hostile_family("[{},1,1,[],1]", scope="7"),
+    hostile_family('[{"a":{}},1,1,[],1]'),
+    hostile_document(windows='["m",{},[3,0,2,1,1,1,[0,99999999],[1,1]],{}]'),
+    hostile_family("[{},1,1,[],20,0,2,1,1,1,[0,900000000],[1,1]]", kind="histogram", bounds='"exponential"'),
+]
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_json_of_another_meaning_costs_only_itself(directory, worker, caplog, hostile):
+    """Too deep, too large, of other types: the file is left out, said, and kept aside when it is nobody's."""
+    worker(1)
+    reader = worker()
+    (directory / "worker-1-a-b.json").write_text(hostile)
+    assert total(reader) == (1, 1, 0)
+    assert total(reader) == (1, 1, 0)
+    [aside] = directory.glob("spoilt-*")
+    assert aside.read_text() == hostile
+    assert caplog.text.count("cannot be read") == 1
+
+
+def test_it_knows_what_the_others_see(directory, worker, monkeypatch):
+    """After a writing that failed it is what was written before, and nothing before the first; no part of it stays."""
+    one = worker()
+    assert one.published() is None
+    one.publish(tally(5))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shared_files, "write_all", full)
+        with pytest.raises(OSError, match="No space"):
+            one.publish(tally(6))
+    whole = one.published()
+    assert whole is not None
+    assert [point.value for each in whole.families.values() for point in each.points.values()] == [5]
+    assert not list(directory.glob("*.tmp"))
 
 
 def test_no_link_is_followed(directory, worker, tmp_path):

@@ -224,6 +224,53 @@ def test_advice_that_is_no_list_of_bounds_is_not_taken(advice, caplog):
     assert "the bounds advised for h" in caplog.text
 
 
+@pytest.mark.parametrize("aggregation", [None, EXPONENTIAL], ids=["explicit", "exponential"])
+def test_advice_of_no_bounds_is_one_bucket(aggregation):
+    """As in the SDK; a reader of exponential histograms gets those."""
+    points = []
+    for make in (lambda r: stock.MeterProvider([r], Resource({}), shutdown_on_exit=False), own_with):
+        reader = InMemoryMetricReader(preferred_aggregation=aggregation)
+        meter = make(reader).get_meter("m")
+        meter.create_histogram("h", explicit_bucket_boundaries_advisory=[]).record(1)
+        [scope] = reader.get_metrics_data().resource_metrics[0].scope_metrics
+        points.append(scope.metrics[0].data.data_points[0])
+    assert type(points[0]) is type(points[1])
+    if aggregation is None:
+        assert [(each.bucket_counts, each.explicit_bounds) for each in points] == [((1,), ()), ((1,), ())]
+
+
+def own_with(reader):
+    own = provider()
+    own.add_metric_reader(reader)
+    return own
+
+
+@pytest.mark.parametrize("generator", [False, True])
+def test_what_a_callback_told_before_it_raised_counts(monkeypatch, generator):
+    """The rest of its values is missing, the fault is counted, and other callbacks are asked."""
+    monkeypatch.setattr(guard, "strict", False)
+    own, reader = provider(), InMemoryMetricReader()
+    own.add_metric_reader(reader)
+
+    def tell(_=None):
+        yield Observation(1, {"a": "x"})
+        yield Observation(2, ["a"])
+        raise LookupError
+
+    def telling():
+        yield ()
+        while True:
+            yield tell()
+
+    own.get_meter("m").create_observable_gauge(
+        "g", [telling() if generator else tell, lambda _: [Observation(3, {"b": "y"})]]
+    )
+    for count in (1, 2):
+        told = comparable(reader.get_metrics_data())["g"][3]
+        assert sorted(told) == [([], 2), ([("a", "x")], 1), ([("b", "y")], 3)]
+        assert guard.errors == count
+
+
 def test_a_generator_that_ends_tells_nothing_more():
     """As in the stock SDK its end is no fault."""
     own, reader = provider(), InMemoryMetricReader()

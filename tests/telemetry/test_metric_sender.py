@@ -31,6 +31,7 @@ class Numbers:
     """A way that keeps the values it is given."""
 
     wants = sdk.Preferences(frozenset(), {})
+    held_s = 0.0
 
     def __init__(self) -> None:
         self.answer: Answer | Exception = Answer(True)
@@ -124,6 +125,30 @@ def test_what_is_rejected_is_counted(metrics):
     kept.answer = Answer(True, 7)
     assert not sender.flush(5)
     assert sender.lost == {"rejected": 1}
+
+
+def test_of_several_requests_one_may_be_lost(metrics):
+    """Its points are counted, those of the others are not."""
+    sender, counted, kept = metrics
+    counted.record(5)
+    kept.answer = Answer(True, 0, 1)
+    assert not sender.flush(5)
+    assert sender.lost == {"export_failed": 1}
+
+
+def test_while_the_endpoint_is_to_be_left_alone_nothing_is_read():
+    """Neither at the interval nor on a flush that ends before: changes are not taken from the registry."""
+    registry, kept = Registry(), Numbers()
+    kept.held_s = 60
+    sender = MetricSender(lambda: kept, registry, lambda: Resource({}), 0.01)
+    counter(registry).record(1)
+    assert not sender.flush(1)
+    assert not kept.entered.wait(0.1)
+    assert sender.lost == {}
+    kept.held_s = 0.0
+    assert sender.flush(5)
+    assert kept.values == [1]
+    assert sender.shutdown(5)
 
 
 def test_what_cannot_be_read_is_no_success(metrics, monkeypatch):

@@ -28,7 +28,7 @@ from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from otel_perf.telemetry.otlp_metrics import metrics_request
+from otel_perf.telemetry.otlp_metrics import metrics_request, parts
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 attribute_sets = st.dictionaries(texts.filter(bool), texts | st.booleans() | st.integers(0, 99), max_size=3)
@@ -102,3 +102,37 @@ def test_numbers_that_no_field_holds():
     big, empty = request.resource_metrics[0].scope_metrics[0].metrics
     assert big.sum.data_points[0].as_double == float(1 << 70)
     assert not empty.histogram.data_points[0].HasField("min")
+
+
+def test_metrics_in_parts():
+    """Each point goes out once, with its metric, scope and resource; no request is larger, unless a point is."""
+    reader = InMemoryMetricReader()
+    provider = sdk_metrics.MeterProvider([reader], Resource({"service.name": "x"}), shutdown_on_exit=False)
+    for scope in ("a", "b"):
+        counter = provider.get_meter(scope).create_counter("c")
+        histogram = provider.get_meter(scope).create_histogram("h")
+        for number in range(20):
+            counter.add(number, {"n": number})
+            histogram.record(number, {"n": number})
+    collected = reader.get_metrics_data()
+    [whole] = parts(collected, 1 << 20)
+    assert (whole.request, whole.points) == (metrics_request(collected), 80)
+    found = list(parts(collected, 2000))
+    assert len(found) > 3
+    assert all(len(part.request) <= 2000 for part in found)
+    assert sum(part.points for part in found) == 80
+
+    def said(request: bytes) -> list[str]:
+        message = ExportMetricsServiceRequest.FromString(request)
+        return [
+            f"{resource.resource} {scope.scope.name} {metric.name} {metric.sum.is_monotonic} {point}"
+            for resource in message.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            for point in (*metric.sum.data_points, *metric.histogram.data_points)
+        ]
+
+    assert [line for part in found for line in said(part.request)] == said(whole.request)
+    assert [part.points for part in parts(collected, 1)] == [1] * 80
+    assert all(metrics_request(part.data) == part.request for part in found)
+    provider.shutdown()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import threading
 import time
 from typing import Any
@@ -118,7 +119,8 @@ def test_exit_shuts_down_unless_it_was_done(make, monkeypatch):
     monkeypatch.setattr(atexit, "unregister", registered.remove)
     part = Part()
     line = make(part)
-    assert registered == [line.shutdown]
+    monkeypatch.setattr(pipeline, "_exited", [])
+    assert registered == [line.at_exit]
     registered[0]()
     assert registered == []
     assert [what for what, _ in part.calls] == ["shutdown"]
@@ -144,6 +146,75 @@ def test_a_second_shutdown_waits_for_the_first(make):
     again.on_end(lambda: inner.append(again.shutdown(20)))
     assert again.shutdown()
     assert inner == [True]
+
+
+@pytest.fixture
+def interrupt():
+    """SIGALRM does to the main thread what Ctrl+C does."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, stop)
+    yield
+    signal.signal(signal.SIGALRM, before)
+
+
+class InterruptedPart(Part):
+    """One that is slow to stop, and during whose stopping Ctrl+C is pressed."""
+
+    def shutdown(self, timeout_s: float) -> bool:
+        if not self.calls:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+        return super().shutdown(timeout_s)
+
+
+@pytest.mark.usefixtures("interrupt")
+@pytest.mark.parametrize("answer", [True, False])
+def test_an_interrupted_shutdown_is_gone_on_with(make, answer):
+    """The second asks nobody twice, waits for those that were asked, and answers by what they said."""
+    part, said = InterruptedPart(answer), []
+    part.release.clear()
+    line = make(part, Part())
+    line.on_end(lambda: said.append("end"))
+    with pytest.raises(KeyboardInterrupt):
+        line.shutdown()
+    assert said == []
+    assert not line.shutdown(0.01)
+    assert said == ["end"]
+    part.release.set()
+    other = make(quick := InterruptedPart(answer), Part())
+    quick.release.clear()
+    with pytest.raises(KeyboardInterrupt):
+        other.shutdown()
+    quick.release.set()
+    assert other.shutdown() is answer
+    assert other.shutdown() is answer
+    assert [what for what, _ in quick.calls] == ["shutdown"]
+
+
+@pytest.mark.usefixtures("interrupt")
+def test_the_end_is_said_although_the_exit_is_interrupted(make, monkeypatch):
+    """Nobody would come after it; and it is said again at the very end, when more may have been lost."""
+    monkeypatch.setattr(pipeline, "_exited", [])
+    part, said = InterruptedPart(), []
+    part.release.clear()
+    line = make(part)
+    line.on_end(lambda: said.append("end"))
+    with pytest.raises(KeyboardInterrupt):
+        line.at_exit()
+    assert said == ["end"]
+    part.release.set()
+    line.at_exit()
+    assert said == ["end"]
+    pipeline._exited.pop()
+    pipeline._at_the_very_end()
+    assert said == ["end", "end"]
+
+
+def test_nothing_to_stop_is_stopped_at_once(make):
+    """A pipeline without parts has nothing to wait for."""
+    assert make().shutdown()
 
 
 def test_a_flush_and_the_shutdown_after_it_share_the_time(make):

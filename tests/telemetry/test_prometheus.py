@@ -7,19 +7,22 @@ import subprocess
 import pytest
 from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation, View
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from otel_perf import catalogue, guard, measure
+from otel_perf.conventions import Metric
+from otel_perf.telemetry import labels
 from otel_perf.telemetry.meter import MeterProvider
 from otel_perf.telemetry.prometheus import TEXT, Exposition, family_name, wants_openmetrics
-from otel_perf.telemetry.series import Registry
+from otel_perf.telemetry.series import Registry, Series
 from otel_perf.telemetry.workers import Exchange
 
 
 def samples(text, parse=parse_openmetrics):
     return {
-        (s.name, frozenset((k, v) for k, v in s.labels.items() if k != "otel_scope_name")): s
+        (s.name, frozenset((k, v) for k, v in s.labels.items() if not k.startswith("otel_scope_"))): s
         for family in parse(text)
         for s in family.samples
     }
@@ -162,8 +165,8 @@ def test_counts_only_grow_between_scrapes(telemetry):
     assert counts == [2, 5]
 
 
-def test_series_that_look_alike_are_written_once():
-    """Two metrics whose names are one in Prometheus do not give the same line twice, which would cost the scrape."""
+def test_series_that_look_alike_are_added_up():
+    """Two metrics whose names are one in Prometheus give one line, with both: two would cost the scrape."""
     registry = Registry()
     exposition = Exposition(Exchange(registry).metrics)
     meter = MeterProvider(registry, Resource({})).get_meter("m")
@@ -172,7 +175,7 @@ def test_series_that_look_alike_are_written_once():
 
     text = exposition.render(Resource({}), openmetrics=True)
     assert text.count("shop_sold_total{") == 1
-    assert samples(text)["shop_sold_total", frozenset()].value == 1
+    assert samples(text)["shop_sold_total", frozenset()].value == 3
 
 
 def test_a_label_le_of_the_apps_own():
@@ -308,3 +311,78 @@ def test_prometheus_own_checker_reads_it(telemetry, promtool_binary):
     # 3 is what it answers to names that it would choose otherwise.
     assert done.returncode in {0, 3}, done.stderr
     assert "error while" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("attributes", "written"),
+    [
+        ({"": "empty", "a": "x"}, {"a": "x"}),
+        ({"__name__": "evil"}, {"attr__name__": "evil"}),
+        ({"..name..": "evil", "__name__": "worse"}, {"attr__name__": "evil;worse"}),
+        ({"日本": "x"}, {"attr__": "x"}),
+        ({"_one": "x"}, {"_one": "x"}),
+    ],
+)
+def test_no_key_of_an_attribute_costs_the_scrape(attributes, written, promtool_binary):
+    """An empty key is left out, and one that Prometheus keeps for itself is renamed: on series and on the resource."""
+    registry = Registry()
+    exposition = Exposition(Exchange(registry).metrics)
+    # Past the API: these reach a series as they are.
+    sold = registry.instrument(Metric("sold", "", "counter", "about"), InstrumentationScope("m"))
+    sold.series[labels.key(attributes)] = series = Series(sold, attributes)
+    series.record(1)
+    for openmetrics, parse in ((True, parse_openmetrics), (False, parse_text)):
+        text = exposition.render(Resource(attributes), openmetrics=openmetrics)
+        read = samples(text, parse)
+        assert read["sold_total", frozenset(written.items())].value == 1
+        assert read["target_info", frozenset(written.items())].value == 1
+    done = subprocess.run(
+        [promtool_binary, "check", "metrics"], input=text, capture_output=True, text=True, check=False, timeout=30
+    )
+    assert "error while" not in done.stderr, done.stderr
+
+
+def test_every_scope_is_a_series_of_its_own():
+    """Version, schema and attributes of a scope are labels: two that share a name do not hide each other."""
+    registry = Registry()
+    exposition = Exposition(Exchange(registry).metrics)
+    provider = MeterProvider(registry, Resource({}))
+    provider.get_meter("lib").create_counter("sold").add(100)
+    provider.get_meter("lib", "1.0", "https://schema").create_counter("sold").add(1)
+    provider.get_meter("lib", "1.0", attributes={"short.name": "x", "": "y"}).create_counter("sold").add(2)
+
+    text = exposition.render(Resource({}), openmetrics=True)
+    read = [(s.labels, s.value) for f in parse_openmetrics(text) for s in f.samples if s.name == "sold_total"]
+    scope = {"otel_scope_name": "lib"}
+    assert (scope, 100) in read
+    assert ({**scope, "otel_scope_version": "1.0", "otel_scope_schema_url": "https://schema"}, 1) in read
+    assert ({**scope, "otel_scope_version": "1.0", "otel_scope_short_name": "x"}, 2) in read
+
+
+def test_labels_that_differ_in_their_type_are_added_up():
+    """`200` and `"200"` are one series in Prometheus: sums are added, of gauges the newest counts."""
+    registry = Registry()
+    exposition = Exposition(Exchange(registry).metrics)
+    meter = MeterProvider(registry, Resource({})).get_meter("m")
+    for code, number in ((200, 1), ("200", 2)):
+        meter.create_counter("sold").add(number, {"code": code})
+        meter.create_histogram("size").record(number, {"code": code, "le": "x"})
+        meter.create_histogram("size").record(number, {"code": code, "exported_le": "x"})
+        meter.create_gauge("level").set(number, {"code": code})
+    read = samples(exposition.render(Resource({}), openmetrics=True))
+    code = ("code", "200")
+    assert read["sold_total", frozenset({code})].value == 3
+    assert read["size_sum", frozenset({code, ("exported_le", "x")})].value == 6
+    assert read["level", frozenset({code})].value in {1, 2}
+
+
+def test_which_of_two_meanings_stays_does_not_hang_on_the_order():
+    """Of a gauge and a counter of one name the same one is shown, whichever a worker made first."""
+    shown = []
+    for kinds in (("counter", "gauge"), ("gauge", "counter")):
+        registry = Registry()
+        exposition = Exposition(Exchange(registry).metrics)
+        for kind in kinds:
+            registry.instrument(Metric("sold.total", "", kind, ""), InstrumentationScope(kind)).of({}).record(1)
+        shown.append(exposition.render(Resource({})))
+    assert shown[0] == shown[1]

@@ -37,7 +37,7 @@ from otel_perf.telemetry.aggregation import Explicit, Exponential, Sum
 from otel_perf.telemetry.series import Registry, Series
 
 
-def series(kind: str = "histogram", buckets: tuple[float, ...] = ()) -> Series:
+def series(kind: str = "histogram", buckets: tuple[float, ...] | None = None) -> Series:
     metric = Metric("m", "1", kind, "", (), buckets)  # type: ignore[arg-type]
     return Registry().instrument(metric, InstrumentationScope("t")).of({})
 

@@ -17,7 +17,7 @@ OURS = InstrumentationScope(SCOPE)
 
 
 def make(registry: Registry, kind: str = "counter", name: str = "m") -> Instrument:
-    buckets = (0.1, 1.0) if kind == "histogram" else ()
+    buckets = (0.1, 1.0) if kind == "histogram" else None
     return registry.instrument(Metric(name, "1", kind, "", ("who",), buckets), OURS)  # type: ignore[arg-type]
 
 

@@ -213,6 +213,28 @@ def test_the_attributes_of_a_live_span_can_be_watched(make):
     assert "'b': 2" in repr(seen)
 
 
+@pytest.mark.parametrize("most", [None, 1, 0])
+def test_a_value_that_contains_itself_is_dropped(make, most):
+    """The SDK raises for it; here it is counted as dropped, and what came with it stays."""
+    limits = SpanLimits(max_event_attributes=most, max_link_attributes=most) if most is not None else SpanLimits()
+    made = make(span_limits=limits)
+    loop: dict[str, Any] = {}
+    loop["itself"] = loop
+    also: list[Any] = []
+    also.append(also)
+    with made.tracer.start_as_current_span("s", attributes={"first": loop, "a": 1}) as span:
+        span.set_attribute("x", loop)
+        span.set_attributes({"y": also, "b": 2})
+        span.add_event("e", {"x": loop, "a": 1})
+        span.add_link(remote(), {"x": loop, "a": 1})
+    ended = made.ended["s"]
+    assert dict(ended.attributes) == {"a": 1, "b": 2}
+    assert ended.dropped_attributes == 3
+    kept = {} if most == 0 else {"a": 1}
+    assert (dict(ended.events[0].attributes), ended.events[0].attributes.dropped) == (kept, 2 - len(kept))
+    assert (dict(ended.links[0].attributes), ended.links[0].attributes.dropped) == (kept, 2 - len(kept))
+
+
 def test_an_ended_span_takes_nothing_more(make, caplog):
     """Each late call is logged as by the SDK and changes nothing; the processors are told once."""
     made = make()

@@ -136,6 +136,56 @@ def test_an_endpoint_without_a_usable_host_stops_start_up():
         transport.check(Settings(endpoint=f"http://{'a' * 70}.example"))
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"endpoint": "http://h/?token=geheim"}, r"^endpoint='http://h/\?token=REDACTED' has a query.*traces_endpoint"),
+        ({"endpoint": "localhost:4318"}, r"^endpoint='localhost:4318' has no scheme; write http://localhost:4318, or"),
+        ({"traces_endpoint": "h:1"}, r"^traces_endpoint='h:1' has no scheme"),
+    ],
+)
+def test_an_address_that_cannot_work_stops_start_up(given, said):
+    """With what to do about it; whole addresses may have a query."""
+    with pytest.raises(SettingsError, match=said):
+        transport.check(Settings.load(**given))
+    transport.check(Settings.load(traces_endpoint="http://h/v1/traces?key=1", metrics_exporter="none"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "scheme"),
+    [({}, "https"), ({"OTEL_EXPORTER_OTLP_INSECURE": "true"}, "http"),
+     ({"OTEL_EXPORTER_OTLP_TRACES_INSECURE": "false", "OTEL_EXPORTER_OTLP_INSECURE": "true"}, "https")],
+)  # fmt: skip
+def test_a_bare_host_for_grpc(monkeypatch, environment, scheme):
+    """Over TLS unless the standard variable says otherwise, as OpenTelemetry specifies; certificates are looked at."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings.load(endpoint="localhost:4317", protocol="grpc")
+    transport.check(settings)
+    assert transport.traces_endpoint(settings) == f"{scheme}://localhost:4317"
+
+
+def test_a_bare_host_is_reached_by_grpc(monkeypatch):
+    """A real server without TLS."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_INSECURE", "true")
+    with FakeCollector() as collector:
+        bare = collector.grpc_endpoint.removeprefix("http://")
+        otel_perf.configure(service_name="t", endpoint=bare, protocol="grpc")
+        work()
+        assert otel_perf.shutdown()
+        assert [span.name for span in collector.spans] == ["work"]
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("[::1]", True), ("[::ffff:127.0.0.1]", True), ("0.0.0.0", True), ("[::]", True),
+     ("a.localhost", True), ("10.0.0.1", False), ("[::ffff:10.0.0.1]", False), ("localhost.example", False)],
+)  # fmt: skip
+def test_what_is_this_machine(host, expected):
+    """By name or by number, in each of its forms."""
+    assert transport._is_loopback(f"http://{host}:4318") is expected
+
+
 # Proxies -------------------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +223,28 @@ def test_a_proxy_is_used_for_other_hosts(proxied, caplog):
     assert transport._proxy("https://elsewhere") is None
     assert "is left aside" in caplog.text
     assert "geheim" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "no_proxy", "direct"),
+    [
+        ("http://col", "col:80", True),
+        ("https://col", "col:443", True),
+        ("https://col", "col:80", False),
+        ("http://10.1.2.3:4318", "a, 10.0.0.0/8", True),
+        ("http://10.1.2.3:4318", "10.1.2.3/8", True),
+        ("http://[::ffff:10.1.2.3]:4318", "10.0.0.0/8", True),
+        ("http://11.1.2.3:4318", "10.0.0.0/8", False),
+        ("http://[fd00::1]:4318", "10.0.0.0/8,fd00::/8", True),
+        ("http://col:4318", "10.0.0.0/8,nonsense/99", False),
+        ("http://anything:4318", "*", True),
+    ],
+)
+def test_forms_of_no_proxy(proxied, endpoint, no_proxy, direct):
+    """The port that a scheme stands for, and networks, as curl and Go take them."""
+    proxied.setenv("ALL_PROXY", "http://all")
+    proxied.setenv("NO_PROXY", no_proxy)
+    assert (transport._proxy(endpoint) is None) is direct
 
 
 def test_grpc_asks_for_a_proxy_itself():

@@ -56,7 +56,7 @@ def address(collector: FakeCollector, protocol: str, signal: str, timeout_s: flo
 
 def send_spans(way: ways.SpanWay, spans: list[ReadableSpan]) -> Answer:
     with ways.unobserved():
-        return way.send(way.encode(spans)[0])
+        return way.send(way.join([way.encode(spans)[0]])[0])
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -151,13 +151,50 @@ def test_both_say_what_waits(protocol):
     """In bytes, more for spans that hold more."""
     with FakeCollector() as collector:
         way = transport.span_way(*address(collector, protocol, "traces"))()
-        _, small, before = way.encode([span()])
-        _, large, larger = way.encode([span(text=random.Random(1).randbytes(900).hex())])
+        part, small = way.encode([span()])
+        more, large = way.encode([span(text=random.Random(1).randbytes(900).hex())])
         assert 50 < small < 2000
-        assert large > small + 500
-        assert larger > before + 900
-        assert before > 1024
+        assert large > small + 900
+        joined, both = way.join([part, more])
+        assert small + 500 < both <= small + large
+        assert way.send(joined) == Answer(True)
         way.close()
+
+
+def many_numbers(points: int) -> MetricsData:
+    registry = Registry()
+    cursor = registry.cursor(sdk.Preferences(frozenset(), {}).cell)
+    instrument = registry.instrument(Metric("m", "1", "counter", ""), InstrumentationScope("t"))
+    for number in range(points):
+        instrument.of({"n": number}).record(number)
+    data = metrics_data(cursor.collect(), Resource({}))
+    assert data is not None
+    return data
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_both_part_what_is_too_large(protocol, monkeypatch):
+    """Metrics arrive in several requests, each point once; what one of them loses is told, and no more."""
+    monkeypatch.setattr(ways, "LARGEST_REQUEST_BYTES", 3000)
+    with FakeCollector() as collector:
+        metrics = transport.metric_way(*address(collector, protocol, "metrics"))()
+        with ways.unobserved():
+            assert metrics.send(many_numbers(100)) == Answer(True)
+            requests = len(collector.requests)
+            assert requests > 1
+            assert sorted(point.as_int for each in collector.metrics for point in each.points) == list(range(100))
+            collector.behaviour = behaviour.status(400).times(1)
+            answer = metrics.send(many_numbers(100))
+            assert answer.delivered
+            assert 0 < answer.failed < 60
+            collector.behaviour = behaviour.partial(2)
+            assert metrics.send(many_numbers(100)).rejected == 2 * requests
+            collector.behaviour = behaviour.status(400)
+            assert metrics.send(many_numbers(100)) == LOST
+            assert len(collector.requests) == 4 * requests
+            assert metrics.send(many_numbers(100), within_s=0) == LOST
+            assert len(collector.requests) <= 4 * requests + 1
+        metrics.close()
 
 
 def test_the_log_of_the_stock_exporter_is_one_line_a_minute(caplog):

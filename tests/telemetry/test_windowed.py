@@ -109,3 +109,25 @@ def test_packing_loses_nothing(values):
     """A histogram that went through JSON is the same one, empty ones included."""
     histogram = filled(values)
     assert state(unpacked(json.loads(json.dumps(packed(histogram))))) == state(histogram)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        [3, 0, 1, 1, 1, 1, [9000], [1]],
+        [3, 0, 1, 1, 1, 1, [-9000], [1]],
+        [21, 0, 1, 1, 1, 1, [0], [1]],
+        [-11, 0, 1, 1, 1, 1, [0], [1]],
+        [20, 0, 2, 1, 1, 1, [0, 200_000], [1, 1]],
+    ],
+)
+def test_buckets_that_no_number_has_are_refused(told):
+    """A bucket beyond all floats, or a range whose point would fill the memory, comes from no histogram of ours."""
+    with pytest.raises(ValueError, match="buckets"):
+        unpacked(told)
+
+
+def test_the_outermost_buckets_are_taken():
+    """The smallest and the largest of all floats come back."""
+    cell = filled([5e-324, 1.7976931348623157e308])
+    assert state(unpacked(packed(cell))) == state(cell)

@@ -136,6 +136,14 @@ def test_values_are_cleaned_once():
     assert asked == [("a", "x"), ("b", 1)]
 
 
+def test_names_that_are_no_text_are_written_as_text():
+    """A version that is a number must not cost the batch."""
+    odd = InstrumentationScope("n", 5, None, {"a": "b"})  # type: ignore[arg-type]
+    assert scope_field(odd) == scope_field(InstrumentationScope("n", "5", None, {"a": "b"}))
+    assert wire.text(b"\x0a", 7) == wire.text(b"\x0a", "7")  # type: ignore[arg-type]
+    assert wire.text(b"\x0a", None) == b""
+
+
 def test_scope_and_resource_may_be_empty():
     """A missing scope is an empty one."""
     assert scope_field(None) == b"\x0a\x00"

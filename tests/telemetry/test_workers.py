@@ -32,7 +32,7 @@ from otel_perf.conventions import Metric
 from otel_perf.insight import live
 from otel_perf.insight.live import Live
 from otel_perf.insight.snapshot import snapshot
-from otel_perf.telemetry import runtime, workers
+from otel_perf.telemetry import runtime, shared_files, workers
 from otel_perf.telemetry.group import Group
 from otel_perf.telemetry.prometheus import Exposition
 from otel_perf.telemetry.series import Registry
@@ -80,7 +80,7 @@ def samples(text):
     for line in text.splitlines():
         found = re.match(r"(\w+)(\{.*?\})? ([^ #]+)", line)
         if found and not line.startswith("#"):
-            labels = re.sub(r'otel_scope_name="[^"]*",?', "", found[2] or "").replace(",}", "}").replace("{}", "")
+            labels = re.sub(r'otel_scope_\w+="[^"]*",?', "", found[2] or "").replace(",}", "}").replace("{}", "")
             read[found[1] + labels] = float(found[3])
     return read
 
@@ -190,6 +190,117 @@ def test_a_directory_that_cannot_be_written_leaves_each_to_itself(tmp_path, capl
     assert [message.count("OTEL_PERF_WORKERS_DIR") for message in caplog.messages] == [1, 1]
     for each in (one, other):
         assert each.exchange.shutdown(5) is True
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """A disk that can be full."""
+    real, state = shared_files.write_all, {"full": False}
+
+    def write_all(opened, written):
+        if state["full"]:
+            raise OSError(28, "No space left on device")
+        real(opened, written)
+
+    monkeypatch.setattr(shared_files, "write_all", write_all)
+    return state
+
+
+def test_on_a_full_disk_all_answers_stay_the_same(worker, disk, caplog):
+    """Whoever is asked tells what all can see; a death, and who comes new, change nothing; later all is there."""
+    one, other = worker(), worker()
+    for each in (one, other):
+        each.record(SOLD, 5)
+        each.record(TOOK, 0.5)
+        each.scrape()
+    disk["full"] = True
+    one.record(SOLD, 100)
+    other.record(SOLD, 1000)
+    other.record(TOOK, 0.5)
+    new = worker()
+    new.record(SOLD, 10_000)
+    for each in (one, other, new, one):
+        each.exchange.flush(5)
+        read = each.scrape()
+        assert (read["sold_total"], read["took_seconds_count"]) == (10, 2)
+        insight = each.live.read()
+        assert [cell.total.count for _, _, cell in insight.windows] == [2]
+        assert (insight.living, insight.ended) == (2, 0)
+    one.die()
+    assert other.scrape()["sold_total"] == new.scrape()["sold_total"] == 10
+    assert [message.count("what was written last") for message in caplog.messages] == [1, 1, 1]
+    disk["full"] = False
+    other.exchange.flush(5)
+    assert other.scrape()["sold_total"] == 1010
+    assert new.scrape()["sold_total"] == other.scrape()["sold_total"] == 11_010
+
+
+def test_where_nothing_could_ever_be_written_each_answers_for_itself(worker, disk):
+    """Better one worker's figures than none."""
+    disk["full"] = True
+    one, other = worker(), worker()
+    for each, sold in ((one, 3), (other, 4), (one, 3)):
+        each.record(SOLD, sold)
+        assert each.scrape()["sold_total"] >= sold
+    disk["full"] = False
+    assert one.scrape()["sold_total"] == 6
+    assert other.scrape()["sold_total"] == 10
+
+
+def test_a_publication_that_costs_more_comes_less_often(worker, monkeypatch):
+    """It takes at most a fiftieth of the time, but comes at least every ten seconds, and at once when it is wanted."""
+    one = worker()
+    now, cost, times = 1000.0, 0.0, []
+
+    class Clock:
+        monotonic = staticmethod(lambda: now)
+        thread_time = staticmethod(lambda: cost * len(times))
+        time_ns = staticmethod(time.time_ns)
+
+    monkeypatch.setattr(workers, "time", Clock)
+    monkeypatch.setattr(one.exchange, "_publish", lambda: times.append(now))
+    for each_s, wanted in ((0.0, 20), (0.01, 20), (0.04, 10), (0.3, 2)):
+        cost = each_s
+        times.clear()
+        one.exchange._due_s = 0.0
+        begin = now
+        while now < begin + 20:
+            one.exchange._tick()
+            now += 1
+        assert len(times) == wanted
+    times.clear()
+    one.exchange._tick()
+    assert times == [now]
+    one.exchange._tick()
+    one.exchange.flush(5)
+    assert times == [now, now]
+
+
+def test_a_worker_with_nothing_new_looks_and_no_more(worker, group, monkeypatch):
+    """Nothing is collected or written where nothing was recorded, and callbacks say the same; what comes is told."""
+    one, other = worker(), worker()
+    seen = [1]
+    one.registry.instrument(Metric("seen", "", "gauge", "about"), SCOPE).observers.append(lambda: [(seen[0], {})])
+    one.record(SOLD, 5)
+    one.record(TOOK, 0.5)
+    one.exchange.flush(5)
+    [path] = group.directory.glob("worker-*")
+    before, real, collected = path.stat(), one.exchange._collect, []
+
+    def collect():
+        collected.append(1)
+        return real()
+
+    monkeypatch.setattr(one.exchange, "_collect", collect)
+    for _ in range(3):
+        one.exchange.flush(5)
+    assert (collected, path.stat().st_ino) == ([], before.st_ino)
+    for number, change in enumerate((lambda: one.record(SOLD, 1), lambda: seen.__setitem__(0, 7)), 1):
+        change()
+        one.exchange.flush(5)
+        assert len(collected) == number
+    read = other.scrape()
+    assert (read["sold_total"], read["seen"]) == (6, 7)
 
 
 def test_the_page_names_no_worker_where_there_are_several(worker):
