@@ -113,6 +113,7 @@ def configure(service_name: str | None = None, *, views: Sequence[View] = (), **
     live.attach(made)
     runtime.install(made)
     _relay.hand_to(held or sender)
+    sdk.look_again(_provider)
     _sampler.target = made.sampler
     logs.correlate(loaded.log_correlation)
     return loaded

@@ -393,3 +393,22 @@ def test_a_child_goes_on_with_the_same_objects(telemetry, monkeypatch):
     for holder in (telemetry.span("child"), runtime.current, runtime.current.meter_provider):
         assert holder.resource.attributes["service.instance.id"] == "child"
     assert not telemetry.points("operation.duration")
+
+
+def test_a_span_that_ends_amid_a_configuration_blinds_no_tracer(monkeypatch):
+    """A tracer that looks while nobody wants spans yet looks again: those of the new configuration are sent."""
+    with FakeCollector() as collector:
+        otel_perf.configure(service_name="t", endpoint=collector.url)
+        tracer = runtime.current.tracer_provider.get_tracer("held")
+        across = tracer.start_span("across")
+        late = otel_perf.api.late.late
+
+        def ends_a_span(*args, **more):
+            across.end()
+            return late(*args, **more)
+
+        monkeypatch.setattr(otel_perf.api.late, "late", ends_a_span)
+        otel_perf.configure(service_name="t", endpoint=collector.url)
+        tracer.start_span("wanted").end()
+        assert otel_perf.flush()
+        assert [each.name for each in collector.spans] == ["wanted"]

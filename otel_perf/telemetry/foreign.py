@@ -19,7 +19,7 @@ from otel_perf import redaction
 from otel_perf.conventions import EXCEPTION_STACKTRACE, SCOPE, SERVER_ADDRESS, URL_PATH
 from otel_perf.redaction import MAX_LENGTH, TABLE, hidden, text, url
 
-__all__ = ["description", "is_own", "name", "readable", "value"]
+__all__ = ["Copied", "description", "is_own", "name", "readable", "value"]
 
 # An address in a text: of any scheme, its password with blanks even, or of this server and with a query. What it begins
 # with begins no word before it, so a text is read once.
@@ -117,16 +117,16 @@ def description(given: str) -> str:
     return redaction.message(given)
 
 
-class _Readable(ReadableSpan):
+class Copied(ReadableSpan):
     """What a span was at its end, with the dropped counts of the span that it was made of."""
 
-    def __init__(self, of: ReadableSpan, clean: bool) -> None:
+    def __init__(  # noqa: PLR0917  # as many as a span has of what may be another's
+        self, of: ReadableSpan, named: str, attributes: Mapping[str, Any], events: Sequence[Event],
+        links: Sequence[Link], status: Status,
+    ) -> None:  # fmt: skip
         super().__init__(
-            name(of.name) if clean else of.name,
-            of.get_span_context(), of.parent, of.resource, _attributes(of.attributes, clean),
-            [_event(each, clean) for each in of.events],
-            [_link(each, clean) for each in of.links],
-            of.kind, None, _status(of.status, clean), of.start_time, of.end_time, of.instrumentation_scope,
+            named, of.get_span_context(), of.parent, of.resource, attributes, events, links, of.kind, None, status,
+            of.start_time, of.end_time, of.instrumentation_scope,
         )  # fmt: skip
         self._of = of
 
@@ -143,9 +143,17 @@ class _Readable(ReadableSpan):
         return self._of.dropped_links
 
 
+def _copied(of: ReadableSpan, clean: bool) -> Copied:
+    return Copied(
+        of, name(of.name) if clean else of.name, _attributes(of.attributes, clean),
+        [_event(each, clean) for each in of.events], [_link(each, clean) for each in of.links],
+        _status(of.status, clean),
+    )  # fmt: skip
+
+
 def readable(spans: Sequence[ReadableSpan]) -> list[ReadableSpan]:
     """Copies that nobody writes to any more, those of other libraries redacted."""
-    return [_Readable(span, not is_own(span.instrumentation_scope)) for span in spans]
+    return [_copied(span, not is_own(span.instrumentation_scope)) for span in spans]
 
 
 def _attributes(attributes: Mapping[str, Any] | None, clean: bool) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from opentelemetry.trace import StatusCode
 from otel_perf import conventions as c
 from otel_perf import guard
 from otel_perf.settings import Settings
+from otel_perf.telemetry.foreign import Copied
 from otel_perf.telemetry.sampling import wild
 
 __all__ = ["Bounds", "Keep", "Late", "late"]
@@ -168,7 +169,7 @@ class Late:
         if why is not None:
             for each in family:
                 self._put(each)
-            self._put(_Kept(root, why))
+            self._put(_kept(root, why))
 
     def _hold(self, span: ReadableSpan, trace_id: int, span_id: int, parent_id: int) -> None:
         with self._lock:
@@ -221,24 +222,6 @@ def late(settings: Settings, put: Put) -> Late | None:
     return None if keep is None else Late(keep, put)
 
 
-class _Kept(ReadableSpan):
+def _kept(of: ReadableSpan, why: str) -> ReadableSpan:
     """An ended local root and beside its attributes the rule that kept it: an ended span itself takes no more."""
-
-    def __init__(self, of: ReadableSpan, why: str) -> None:
-        super().__init__(
-            of.name, of.get_span_context(), of.parent, of.resource, {**(of.attributes or {}), c.KEPT_BY: why},
-            of.events, of.links, of.kind, None, of.status, of.start_time, of.end_time, of.instrumentation_scope,
-        )  # fmt: skip
-        self._of = of
-
-    @property
-    def dropped_attributes(self) -> int:
-        return self._of.dropped_attributes
-
-    @property
-    def dropped_events(self) -> int:
-        return self._of.dropped_events
-
-    @property
-    def dropped_links(self) -> int:
-        return self._of.dropped_links
+    return Copied(of, of.name, {**(of.attributes or {}), c.KEPT_BY: why}, of.events, of.links, of.status)

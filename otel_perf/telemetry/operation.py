@@ -21,7 +21,7 @@ from otel_perf import guard, redaction
 from otel_perf.telemetry import runtime, sdk
 from otel_perf.telemetry.kind import CACHE, EXTERNAL, HTTP_CLIENT, JOB, QUERY, REQUEST, STEP, Kind
 from otel_perf.telemetry.numbers import plain
-from otel_perf.telemetry.span import LeanSpan
+from otel_perf.telemetry.span import LeanSpan, UnsampledSpan
 
 __all__ = [
     "CACHE",
@@ -185,8 +185,9 @@ class Operation:
                     self._record(self.runtime, wall_ns)
             except Exception:
                 guard.note(f"measuring a {self.kind.name}")
-            if self.span is not None:
-                self._end(self.span, wall_ns)
+            span = self.span
+            if span is not None and type(span) is not UnsampledSpan:  # of which nothing is kept
+                self._end(span, wall_ns)
             # A chain of tasks that start one another must not keep all that ever ran.
             while self.parent is not None and self.parent.stopped:
                 self.parent = self.parent.parent
@@ -311,7 +312,8 @@ def open_span(
     operation.span = span
     if type(span) is LeanSpan:
         operation.recorded = span._context  # pyright: ignore[reportPrivateUsage]  # its own method is one call more
-    elif span.is_recording():
+        operation.told = operation.labels.copy()
+    elif type(span) is not UnsampledSpan and span.is_recording():
         operation.recorded = span.get_span_context()
+        operation.told = operation.labels.copy()
     operation.context = Context({**context, _SPAN_KEY: span})
-    operation.told = operation.labels.copy()

@@ -55,6 +55,7 @@ __all__ = [
     "instance_id",
     "is_proxy",
     "is_usual_propagator",
+    "look_again",
     "preferences",
     "processors",
     "renew_resource",
@@ -156,6 +157,13 @@ def reset_provider(provider: Any, resource: Resource, processor: SpanProcessor) 
     elif provider not in _given_processor:  # then those that others added stay
         _given_processor.add(provider)
         provider.add_span_processor(processor)
+
+
+def look_again(provider: Any) -> None:
+    """Lets tracers find out anew what the processors of a stock provider do: one does something else from now on."""
+    hub: Any = getattr(provider, "_active_span_processor", None)
+    if hasattr(hub, "_span_processors"):
+        hub._span_processors = (*hub._span_processors,)  # they go by its identity
 
 
 def processors(provider: object) -> tuple[SpanProcessor, ...]:

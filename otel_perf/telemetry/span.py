@@ -153,18 +153,14 @@ class LeanSpan(stock.Span):
             log.warning("Setting attribute on ended span.")
             return
         kind = type(value)
+        tracer, attributes = self._tracer, self._attributes
         if (
-            (kind is not str or len(value) > self._tracer.longest_attribute)
-            and kind is not int and kind is not bool and kind is not float
-        ) or type(key) is not str or not key:  # fmt: skip
+            (kind is int or kind is bool or kind is float or (kind is str and len(value) <= tracer.longest_attribute))
+            and type(key) is str and key and key not in attributes and len(attributes) < tracer.most_attributes
+        ):  # fmt: skip
+            attributes[key] = value
+        else:
             self.put({key: value})
-            return
-        attributes = self._attributes
-        if key in attributes:  # it moves to the end: the oldest is dropped first
-            attributes.pop(key, None)
-        attributes[key] = value
-        if len(attributes) > self._tracer.most_attributes:
-            self._trim_attributes(self._tracer.most_attributes)
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         if self._end_time is not None:
