@@ -20,6 +20,7 @@ import redis
 import redis.asyncio
 import sqlalchemy as sa
 from cashews import Cache
+from opentelemetry.sdk.trace import SpanProcessor
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -334,11 +335,23 @@ def test_an_exception_is_the_very_same(telemetry: Telemetry, case: Case) -> None
     assert (telemetry.spans[0].attributes or {})["error.type"] == "LookupError"
 
 
+class _Begun(SpanProcessor):
+    """Knows which spans have begun."""
+
+    def __init__(self) -> None:
+        self.spans: list[Any] = []
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        self.spans.append(span)
+
+
 def test_cancelled(telemetry: Telemetry, async_case: AsyncCase) -> None:
     """A task that is cancelled while it waits leaves nothing current, and is counted as cancelled."""
     case = async_case
     case.hangs = True
     left: list[Any] = []
+    begun = _Begun()
+    telemetry.runtime.tracer_provider.add_span_processor(begun)  # type: ignore[attr-defined]  # the SDK's, and ours
 
     async def main() -> None:
         async def run() -> None:
@@ -348,6 +361,8 @@ def test_cancelled(telemetry: Telemetry, async_case: AsyncCase) -> None:
                 left.append(operation.current())
 
         task = asyncio.ensure_future(run())
+        while not begun.spans and not task.done():
+            await asyncio.sleep(0.005)
         await asyncio.sleep(0.02)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
