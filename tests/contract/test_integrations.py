@@ -336,13 +336,13 @@ def test_an_exception_is_the_very_same(telemetry: Telemetry, case: Case) -> None
 
 
 class _Begun(SpanProcessor):
-    """Knows which spans have begun."""
+    """Tells when a span has begun."""
 
     def __init__(self) -> None:
-        self.spans: list[Any] = []
+        self.event = asyncio.Event()
 
     def on_start(self, span: Any, parent_context: Any = None) -> None:
-        self.spans.append(span)
+        self.event.set()
 
 
 def test_cancelled(telemetry: Telemetry, async_case: AsyncCase) -> None:
@@ -361,8 +361,7 @@ def test_cancelled(telemetry: Telemetry, async_case: AsyncCase) -> None:
                 left.append(operation.current())
 
         task = asyncio.ensure_future(run())
-        while not begun.spans and not task.done():
-            await asyncio.sleep(0.005)
+        await asyncio.wait_for(begun.event.wait(), 10)
         await asyncio.sleep(0.02)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
