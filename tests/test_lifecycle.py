@@ -135,6 +135,7 @@ def test_a_shutdown_after_an_interrupted_one_tells_the_truth(caplog):
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
+    usual = signal.getsignal(signal.SIGTERM)
     before = signal.signal(signal.SIGALRM, stop)
     try:
         with FakeCollector(behaviour.hang()) as collector:
@@ -144,11 +145,11 @@ def test_a_shutdown_after_an_interrupted_one_tells_the_truth(caplog):
             signal.setitimer(signal.ITIMER_REAL, 0.1)
             with pytest.raises(KeyboardInterrupt):
                 otel_perf.shutdown(1)
-            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+            assert signal.getsignal(signal.SIGTERM) is not usual
             assert not otel_perf.shutdown(1)
     finally:
         signal.signal(signal.SIGALRM, before)
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is usual
     assert [each for each in caplog.messages if "could not be delivered" in each] == [
         "otel_perf: 1 spans could not be delivered: 1 export_failed"
     ]
