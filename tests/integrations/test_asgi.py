@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 import subprocess
@@ -19,10 +20,12 @@ from hypothesis import strategies as st
 from opentelemetry import baggage, propagate, trace
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route, Router
 
 import otel_perf
 from otel_perf import guard, instrument, measure
-from otel_perf.integrations import asgi, headers, plan, registry
+from otel_perf.integrations import asgi, headers, plan, registry, request
 from otel_perf.integrations.routes import Routes
 from otel_perf.telemetry import logs, operation
 from tests.asking import ask, ask_all, scope
@@ -478,6 +481,37 @@ def test_a_configure_in_the_middle_of_a_request_leaves_counts_whole(telemetry):
 
     assert drive(instrument(app))[0]["status"] == 200
     assert [point.value for point in telemetry.points(ACTIVE)] in ([], [0])
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_request_leaves_nothing_to_the_garbage_collector(telemetry, copied):
+    """What a request was made of is gone when it is over, also where the scope that was routed is a copy."""
+
+    async def answer(_: Any) -> PlainTextResponse:
+        return PlainTextResponse("done")
+
+    router = Router([Route("/", answer)])
+
+    class App:
+        routes = router.routes
+
+        def __init__(self) -> None:
+            self.router = router
+
+        async def __call__(self, scope, receive, send):
+            await router(dict(scope) if copied else scope, receive, send)
+
+    app = instrument(App())
+    drive(app)
+    gc.collect()
+    before = {id(each) for each in gc.get_objects() if type(each) is request.Request}
+    gc.disable()
+    try:
+        drive(app)
+        left = [each for each in gc.get_objects() if type(each) is request.Request and id(each) not in before]
+    finally:
+        gc.enable()
+    assert left == []
 
 
 def test_a_span_that_cannot_be_opened_costs_the_span_only(telemetry, monkeypatch):
