@@ -6,30 +6,14 @@ the metric is marked `experimental`: this table is the one place to rename it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from otel_perf.metric import InstrumentKind, Metric
+from otel_perf.process_conventions import *  # noqa: F403 -- its `__all__` is a part of this table
+from otel_perf.process_conventions import PROCESS_METRICS
 
 __all__ = ["METRICS", "SCHEMA_URL", "SCOPE", "InstrumentKind", "Metric", "buckets_for", "declare", "declared"]
 
 SCOPE = "otel_perf"
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
-
-InstrumentKind = Literal["counter", "updowncounter", "histogram", "gauge"]
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric as it is declared: name, unit (UCUM), kind, attribute keys in label order, explicit bucket bounds."""
-
-    name: str
-    unit: str
-    kind: InstrumentKind
-    about: str
-    attributes: tuple[str, ...] = ()
-    #: None for the reader's own; an empty one is a single bucket.
-    buckets: tuple[float, ...] | None = None
-    experimental: bool = False
-
 
 # Attribute keys ------------------------------------------------------------------------------------------------------
 
@@ -43,6 +27,9 @@ REQUEST_ID = "http.request.header.x-request-id"  # the convention's own form for
 HTTP_METHOD = "http.request.method"
 HTTP_METHOD_ORIGINAL = "http.request.method_original"
 HTTP_ROUTE = "http.route"
+ROUTE_CLASS = "http.route.class"  # of our own: a class that the settings declare, such as payment
+REQUEST_PHASE = "http.request.phase"
+MESSAGE_DIRECTION = "network.io.direction"
 HTTP_STATUS = "http.response.status_code"
 HTTP_BODY_SIZE = "http.response.body.size"
 URL_SCHEME = "url.scheme"
@@ -68,6 +55,10 @@ DB_QUERY_SUMMARY = "db.query.summary"
 DB_STATUS = "db.response.status_code"
 DB_ROWS = "db.response.returned_rows"
 DB_BATCH_SIZE = "db.operation.batch.size"
+DB_TRANSACTION_OUTCOME = "db.transaction.outcome"  # commit or rollback
+DB_THRESHOLD = "db.slow.threshold"  # slow or critical
+DB_CALLER_FILE = "code.file.path"
+DB_CALLER_LINE = "code.line.number"
 DB_POOL_NAME = "db.client.connection.pool.name"
 DB_POOL_STATE = "db.client.connection.state"
 
@@ -76,6 +67,7 @@ CACHE_OPERATION = "cache.operation.name"
 CACHE_STRATEGY = "cache.strategy"
 CACHE_RESULT = "cache.result"
 CACHE_KEY_COUNT = "cache.key.count"
+CACHE_TAG = "cache.tag"
 
 PEER_SERVICE = "service.peer.name"
 EXTERNAL_OPERATION = "external.operation"
@@ -83,10 +75,13 @@ EXTERNAL_CATEGORY = "external.category"
 
 JOB_NAME = "background.job.name"
 JOB_ITEMS = "background.job.items"
+JOB_TRIGGER = "background.job.trigger"  # schedule, http, queue, request or manual
 
 STEP_NAME = "operation.name"
 STEP_CATEGORY = "operation.category"
 STEP_ITEMS = "operation.items"
+
+VITAL_RATING = "web_vital.rating"
 
 KEPT_BY = "otel_perf.kept_by"  # on a local root that was not sampled: the late rule that kept it
 
@@ -98,9 +93,11 @@ _REQUEST_S = (
 )  # fmt: skip
 _QUERY_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 5.0, 10.0)
 _CACHE_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0)
+_CONNECTION_S = (1.0, 5.0, 15.0, 30.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 14400.0)
 _JOB_S = (
     0.1, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 180.0, 300.0, 480.0, 600.0, 900.0, 1800.0, 3600.0,
 )  # fmt: skip
+_JOB_WAIT_S = (0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 _VITAL_S = (0.1, 0.3, 0.6, 0.8, 1.0, 1.8, 2.5, 3.0, 4.0, 5.0, 10.0)
 _INPUT_S = (0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 _SHIFT = (0.01, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0)
@@ -115,13 +112,41 @@ REQUESTS_ACTIVE = Metric(
     "http.server.active_requests", "{request}", "updowncounter", "HTTP server requests in flight.",
     (HTTP_METHOD, URL_SCHEME),
 )  # fmt: skip
+PHASE_DURATION = Metric(
+    "http.server.request.phase.duration", "s", "histogram", "Duration of the phases of requests.",
+    (REQUEST_PHASE, HTTP_ROUTE, ERROR_TYPE), _REQUEST_S, experimental=True,
+)  # fmt: skip
+WEBSOCKET_DURATION = Metric(
+    "websocket.connection.duration", "s", "histogram", "Duration of WebSocket connections.",
+    (HTTP_ROUTE, URL_SCHEME, ERROR_TYPE), _CONNECTION_S, experimental=True,
+)  # fmt: skip
+WEBSOCKETS_ACTIVE = Metric(
+    "websocket.active_connections", "{connection}", "updowncounter", "WebSocket connections that are open.",
+    (URL_SCHEME,), experimental=True,
+)  # fmt: skip
+WEBSOCKET_MESSAGES = Metric(
+    "websocket.messages", "{message}", "counter", "Messages on WebSocket connections.",
+    (HTTP_ROUTE, MESSAGE_DIRECTION), experimental=True,
+)  # fmt: skip
 QUERY_DURATION = Metric(
     "db.client.operation.duration", "s", "histogram", "Duration of database client operations.",
     (DB_SYSTEM, DB_OPERATION, DB_COLLECTION, DB_NAMESPACE, ERROR_TYPE), _QUERY_S,
 )  # fmt: skip
 QUERY_SLOW = Metric(
     "db.client.slow_operations", "{operation}", "counter", "Database operations at or over the slow threshold.",
-    (DB_SYSTEM, DB_OPERATION, DB_COLLECTION, DB_NAMESPACE), experimental=True,
+    (DB_SYSTEM, DB_OPERATION, DB_COLLECTION, DB_NAMESPACE, DB_THRESHOLD), experimental=True,
+)  # fmt: skip
+QUERY_REPEATED = Metric(
+    "db.client.repeated_operations", "{operation}", "counter", "Operations of one template, repeated within a request.",
+    (DB_SYSTEM, DB_OPERATION, DB_COLLECTION, HTTP_ROUTE), experimental=True,
+)  # fmt: skip
+TRANSACTION_DURATION = Metric(
+    "db.client.transaction.duration", "s", "histogram", "Duration of database transactions.",
+    (DB_SYSTEM, DB_NAMESPACE, DB_TRANSACTION_OUTCOME, ERROR_TYPE), _QUERY_S, experimental=True,
+)  # fmt: skip
+TRANSACTION_RETRIES = Metric(
+    "db.client.transaction.retries", "{retry}", "counter", "Further attempts at database transactions.",
+    (DB_SYSTEM, DB_NAMESPACE), experimental=True,
 )  # fmt: skip
 POOL_COUNT = Metric(
     "db.client.connection.count", "{connection}", "updowncounter", "Connections of a pool by state.",
@@ -130,9 +155,40 @@ POOL_COUNT = Metric(
 POOL_MAX = Metric(
     "db.client.connection.max", "{connection}", "updowncounter", "Connections that a pool may open.", (DB_POOL_NAME,)
 )
+POOL_PENDING = Metric(
+    "db.client.connection.pending_requests", "{request}", "updowncounter", "Requests that wait for a connection.",
+    (DB_POOL_NAME,),
+)  # fmt: skip
+POOL_TIMEOUTS = Metric(
+    "db.client.connection.timeouts", "{timeout}", "counter", "Requests that got no connection in time.", (DB_POOL_NAME,)
+)
+POOL_WAIT = Metric(
+    "db.client.connection.wait_time", "s", "histogram", "Time to get a connection from a pool.",
+    (DB_POOL_NAME,), _QUERY_S,
+)  # fmt: skip
 CACHE_DURATION = Metric(
     "cache.operation.duration", "s", "histogram", "Duration of cache operations.",
     (CACHE_SYSTEM, CACHE_OPERATION, CACHE_STRATEGY, CACHE_RESULT, ERROR_TYPE), _CACHE_S, experimental=True,
+)  # fmt: skip
+CACHE_REQUESTS = Metric(
+    "cache.requests", "{request}", "counter", "Look-ups of caches that only keep count.",
+    (CACHE_SYSTEM, CACHE_STRATEGY, CACHE_RESULT), experimental=True,
+)  # fmt: skip
+CACHE_ENTRIES = Metric(
+    "cache.entry.count", "{entry}", "updowncounter", "Entries of a cache.", (CACHE_SYSTEM, CACHE_STRATEGY),
+    experimental=True,
+)  # fmt: skip
+CACHE_ENTRIES_MAX = Metric(
+    "cache.entry.max", "{entry}", "updowncounter", "Entries that a cache may hold.", (CACHE_SYSTEM, CACHE_STRATEGY),
+    experimental=True,
+)  # fmt: skip
+CACHE_INVALIDATIONS = Metric(
+    "cache.invalidations", "{invalidation}", "counter", "Tags of which all entries were made void.",
+    (CACHE_SYSTEM, CACHE_TAG), experimental=True,
+)  # fmt: skip
+CACHE_FAILOVERS = Metric(
+    "cache.failovers", "{answer}", "counter", "Old answers that were given in place of a failed call.",
+    (CACHE_SYSTEM, CACHE_STRATEGY), experimental=True,
 )  # fmt: skip
 HTTP_CLIENT_DURATION = Metric(
     "http.client.request.duration", "s", "histogram", "Duration of HTTP client requests.",
@@ -156,6 +212,17 @@ JOB_ITEM_COUNT = Metric(
 JOB_LAST_SUCCESS = Metric(
     "background.job.last_success", "s", "gauge", "Unix time of a job's last success.", (JOB_NAME,), experimental=True
 )
+JOB_OVERLAPS = Metric(
+    "background.job.overlaps", "{run}", "counter", "Runs that began while another run of the job was in flight.",
+    (JOB_NAME,), experimental=True,
+)  # fmt: skip
+JOB_MISSED = Metric(
+    "background.job.missed", "{run}", "counter", "Runs that were due and did not begin.", (JOB_NAME,), experimental=True
+)
+JOB_WAIT = Metric(
+    "background.job.queue.wait", "s", "histogram", "Time from when a run was asked for, or due, to its beginning.",
+    (JOB_NAME,), _JOB_WAIT_S, experimental=True,
+)  # fmt: skip
 STEP_DURATION = Metric(
     "operation.duration", "s", "histogram", "Duration of measured code.",
     (STEP_NAME, STEP_CATEGORY, ERROR_TYPE), _REQUEST_S, experimental=True,
@@ -185,10 +252,14 @@ LATE_KEPT = Metric("otel_perf.late.kept", "{trace}", "counter", "Traces that a l
 INTERNAL_ERRORS = Metric("otel_perf.internal_errors", "{error}", "counter", "Faults of otel_perf, kept from the app.")
 
 METRICS: tuple[Metric, ...] = (
-    REQUEST_DURATION, REQUESTS_ACTIVE, QUERY_DURATION, QUERY_SLOW, POOL_COUNT, POOL_MAX, CACHE_DURATION,
-    HTTP_CLIENT_DURATION, EXTERNAL_DURATION, JOB_DURATION, JOBS_ACTIVE, JOB_ITEM_COUNT, JOB_LAST_SUCCESS,
-    STEP_DURATION, STEP_ITEM_COUNT, *WEB_VITALS, SPANS_MADE, SPANS_DELIVERED, DROPPED, QUEUE_SIZE, QUEUE_CAPACITY,
-    LATE_HELD, LATE_KEPT, INTERNAL_ERRORS,
+    REQUEST_DURATION, REQUESTS_ACTIVE, PHASE_DURATION, WEBSOCKET_DURATION, WEBSOCKETS_ACTIVE, WEBSOCKET_MESSAGES,
+    QUERY_DURATION, QUERY_SLOW, QUERY_REPEATED, TRANSACTION_DURATION, TRANSACTION_RETRIES,
+    POOL_COUNT, POOL_MAX, POOL_PENDING, POOL_TIMEOUTS, POOL_WAIT,
+    CACHE_DURATION, CACHE_REQUESTS, CACHE_ENTRIES, CACHE_ENTRIES_MAX, CACHE_INVALIDATIONS, CACHE_FAILOVERS,
+    HTTP_CLIENT_DURATION, EXTERNAL_DURATION,
+    JOB_DURATION, JOBS_ACTIVE, JOB_ITEM_COUNT, JOB_LAST_SUCCESS, JOB_OVERLAPS, JOB_MISSED, JOB_WAIT,
+    STEP_DURATION, STEP_ITEM_COUNT, *WEB_VITALS, *PROCESS_METRICS,
+    SPANS_MADE, SPANS_DELIVERED, DROPPED, QUEUE_SIZE, QUEUE_CAPACITY, LATE_HELD, LATE_KEPT, INTERNAL_ERRORS,
 )  # fmt: skip
 
 # The open catalogue --------------------------------------------------------------------------------------------------

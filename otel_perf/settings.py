@@ -7,13 +7,12 @@ A bad value raises `SettingsError`, which names the setting, the value and the r
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, cast
 
 from otel_perf import sources, values
+from otel_perf.sending import Sending
 from otel_perf.sources import SettingsError
 
 __all__ = ["Settings", "SettingsError", "reference_table"]
@@ -22,225 +21,105 @@ _SAMPLERS = (
     "always_on", "always_off", "traceidratio", "parentbased_always_on", "parentbased_always_off",
     "parentbased_traceidratio",
 )  # fmt: skip
-_LONGEST_EXPORT_S = 300
-
-
-def _seconds(value: float) -> float:
-    """The time of `OTEL_EXPORTER_OTLP_TIMEOUT`: milliseconds in the specification, seconds in Python's SDK."""
-    if value == 0:  # no limit
-        return _LONGEST_EXPORT_S
-    return min(value / 1000, _LONGEST_EXPORT_S) if value > _LONGEST_EXPORT_S else value
-
-
-_PROTOCOL = values.choice("http/protobuf", "grpc")
-
-
-def _setting(
-    parse: Callable[[object], Any], about: str, *, default: Any = MISSING, factory: Any = MISSING,
-    standard: str | None = None, secret: bool = False, scale: float = 1,
-    convert: Callable[[float], float] | None = None,
-) -> Any:  # fmt: skip
-    """A field of Settings: `standard` is its OTEL_ variable; `scale` or `convert` turn that one's unit into ours."""
-    metadata: dict[str, Any] = {
-        "parse": parse, "about": about, "standard": standard, "secret": secret, "scale": scale,
-        "convert": convert or (None if scale == 1 else functools.partial(operator.mul, scale)),
-    }  # fmt: skip
-    if factory is not MISSING:
-        return field(default_factory=factory, metadata=metadata, repr=not secret)
-    return field(default=default, metadata=metadata, repr=not secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(Sending):
     """Everything that can be configured. `Settings.load()` reads it from its sources; see `docs/settings.md`."""
 
-    service_name: str = _setting(
+    service_name: str = values.setting(
         values.text,
         "Name of the service on every span and metric.",
         default="unknown_service",
         standard="OTEL_SERVICE_NAME",
     )
-    service_version: str | None = _setting(values.text, "Version of the service (`service.version`).", default=None)
-    environment: str | None = _setting(
+    service_version: str | None = values.setting(
+        values.text, "Version of the service (`service.version`).", default=None
+    )
+    environment: str | None = values.setting(
         values.text, "Where it runs (`deployment.environment.name`): production, staging, ...", default=None
     )
-    resource_attributes: Mapping[str, str] = _setting(
+    resource_attributes: Mapping[str, str] = values.setting(
         values.pairs, "More resource attributes, as key=value pairs.", factory=dict, standard="OTEL_RESOURCE_ATTRIBUTES"
     )
-    disabled: bool = _setting(
+    disabled: bool = values.setting(
         values.flag, "Switches otel_perf off: nothing is measured.", default=False, standard="OTEL_SDK_DISABLED"
     )
-    endpoint: str | None = _setting(
-        values.address,
-        "Where spans and metrics are sent by OTLP; unset, nothing is sent.",
-        default=None,
-        standard="OTEL_EXPORTER_OTLP_ENDPOINT",
-    )
-    traces_endpoint: str | None = _setting(
-        values.address,
-        "Whole address for spans where it differs from `endpoint`.",
-        default=None,
-        standard="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-    )
-    metrics_endpoint: str | None = _setting(
-        values.address,
-        "Whole address for metrics where it differs from `endpoint`.",
-        default=None,
-        standard="OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
-    )
-    traces_exporter: tuple[str, ...] = _setting(
-        values.words, "Without `otlp` among them no span is sent.", default=("otlp",), standard="OTEL_TRACES_EXPORTER"
-    )
-    metrics_exporter: tuple[str, ...] = _setting(
-        values.words,
-        "Without `otlp` among them no metric is sent.",
-        default=("otlp",),
-        standard="OTEL_METRICS_EXPORTER",
-    )
-    protocol: str = _setting(
-        _PROTOCOL, "OTLP transport; `grpc` needs the extra `grpc`.", default="http/protobuf",
-        standard="OTEL_EXPORTER_OTLP_PROTOCOL",
-    )  # fmt: skip
-    traces_protocol: str | None = _setting(
-        _PROTOCOL, "The same for spans alone.", default=None, standard="OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
-    )
-    metrics_protocol: str | None = _setting(
-        _PROTOCOL, "The same for metrics alone.", default=None, standard="OTEL_EXPORTER_OTLP_METRICS_PROTOCOL"
-    )
-    headers: Mapping[str, str] = _setting(
-        values.pairs,
-        "Headers sent with each export, as key=value pairs.",
-        factory=dict,
-        standard="OTEL_EXPORTER_OTLP_HEADERS",
-        secret=True,
-    )
-    traces_headers: Mapping[str, str] = _setting(
-        values.pairs,
-        "Headers for spans, in place of `headers`.",
-        factory=dict,
-        standard="OTEL_EXPORTER_OTLP_TRACES_HEADERS",
-        secret=True,
-    )
-    metrics_headers: Mapping[str, str] = _setting(
-        values.pairs,
-        "Headers for metrics, in place of `headers`.",
-        factory=dict,
-        standard="OTEL_EXPORTER_OTLP_METRICS_HEADERS",
-        secret=True,
-    )
-    certificate: str | None = _setting(
-        values.text, "File of the certificates (PEM) that the endpoint's is checked against; the system's otherwise.",
-        default=None, standard="OTEL_EXPORTER_OTLP_CERTIFICATE",
-    )  # fmt: skip
-    traces_certificate: str | None = _setting(
-        values.text, "The same for spans alone.", default=None, standard="OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE"
-    )
-    metrics_certificate: str | None = _setting(
-        values.text, "The same for metrics alone.", default=None, standard="OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE"
-    )
-    client_certificate: str | None = _setting(
-        values.text, "File of our own certificate (PEM), for mutual TLS.", default=None,
-        standard="OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
-    )  # fmt: skip
-    traces_client_certificate: str | None = _setting(
-        values.text, "The same for spans alone.", default=None,
-        standard="OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE",
-    )  # fmt: skip
-    metrics_client_certificate: str | None = _setting(
-        values.text, "The same for metrics alone.", default=None,
-        standard="OTEL_EXPORTER_OTLP_METRICS_CLIENT_CERTIFICATE",
-    )  # fmt: skip
-    client_key: str | None = _setting(
-        values.text, "File of its private key (PEM).", default=None, standard="OTEL_EXPORTER_OTLP_CLIENT_KEY"
-    )
-    traces_client_key: str | None = _setting(
-        values.text, "The same for spans alone.", default=None, standard="OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY"
-    )
-    metrics_client_key: str | None = _setting(
-        values.text, "The same for metrics alone.", default=None, standard="OTEL_EXPORTER_OTLP_METRICS_CLIENT_KEY"
-    )
-    compression: str = _setting(
-        values.choice("auto", "gzip", "none"),
-        "Compression of exports; `auto` is gzip, and none to an endpoint on this machine, where it saves nothing.",
-        default="auto",
-        standard="OTEL_EXPORTER_OTLP_COMPRESSION",
-    )
-    export_timeout_s: float = _setting(
-        values.number(0.1, _LONGEST_EXPORT_S),
-        "Longest time for one export, retries included; in the standard variable more than 300 is milliseconds.",
-        default=10.0,
-        standard="OTEL_EXPORTER_OTLP_TIMEOUT",
-        convert=_seconds,
-    )
-    metric_interval_s: float = _setting(
-        values.number(0.1, 3600),
-        "Time between two exports of metrics.",
-        default=10.0,
-        standard="OTEL_METRIC_EXPORT_INTERVAL",
-        scale=0.001,
-    )
-    span_interval_s: float = _setting(
-        values.number(0.05, 60),
-        "Longest time that an ended span waits to be sent.",
-        default=1.0,
-        standard="OTEL_BSP_SCHEDULE_DELAY",
-        scale=0.001,
-    )
-    queue_size: int = _setting(
-        values.whole(64, 1_000_000),
-        "Spans that can wait to be sent; more are dropped and counted.",
-        default=4096,
-        standard="OTEL_BSP_MAX_QUEUE_SIZE",
-    )
-    queue_size_bytes: int = _setting(
-        values.whole(65_536, 1 << 31),
-        "Bytes of encoded spans that can wait to be sent; more are dropped and counted.",
-        default=16 * 1024 * 1024,
-    )
-    flush_timeout_s: float = _setting(
-        values.number(0.1, 300), "Longest time for the flush at exit, all in all.", default=5.0
-    )
-    sampler: str = _setting(
+    sampler: str = values.setting(
         values.choice(*_SAMPLERS),
         "Which traces are recorded.",
         default="parentbased_always_on",
         standard="OTEL_TRACES_SAMPLER",
     )
-    sample_ratio: float = _setting(
+    sample_ratio: float = values.setting(
         values.number(0, 1),
         "Share of traces that the ratio samplers record.",
         default=1.0,
         standard="OTEL_TRACES_SAMPLER_ARG",
     )
-    sample_rules: tuple[str, ...] = _setting(
+    sample_rules: tuple[str, ...] = values.setting(
         values.words,
         "Shares by method and path, the first that fits: `GET /health*=0,POST /pay*=1`; else the sampler decides.",
         default=(),
     )
-    keep_errors: bool = _setting(
+    keep_errors: bool = values.setting(
         values.flag,
         "Spans of this process are kept when the request or job failed, whatever was sampled.",
         default=False,
     )
-    keep_slower_than_s: float | None = _setting(
+    keep_slower_than_s: float | None = values.setting(
         values.number(0.001, 3600), "The same when it took at least this long.", default=None
     )
-    keep_routes: tuple[str, ...] = _setting(
+    keep_routes: tuple[str, ...] = values.setting(
         values.words, "The same when its route or name fits; `*` stands for any text.", default=()
     )
-    trust_context: str = _setting(
+    trust_context: str = values.setting(
         values.choice("always", "same-origin", "never"),
         "Whether the trace context and baggage of a request's sender are believed.",
         default="always",
     )
-    exemplars: bool = _setting(values.flag, "Metrics carry example trace ids.", default=True)
-    cardinality_limit: int = _setting(
+    exemplars: bool = values.setting(values.flag, "Metrics carry example trace ids.", default=True)
+    cardinality_limit: int = values.setting(
         values.whole(10, 1_000_000), "Series per metric; what is beyond goes into one overflow series.", default=2000
     )
-    slow_query_s: float = _setting(
+    slow_query_s: float = values.setting(
         values.number(0.01, 60), "From this duration on a query counts as slow.", default=0.2
     )
-    excluded_routes: tuple[str, ...] = _setting(
+    critical_query_s: float = values.setting(
+        values.number(0.01, 60), "From this duration on a slow query is critical.", default=1.0
+    )
+    slow_query_log: str | None = values.setting(
+        values.text, "File that slow queries are written to, a JSON line each; kept are 5 files of 10 MB.", default=None
+    )
+    repeated_query_count: int = values.setting(
+        values.whole(2, 10_000), "So many queries of one template within a request make it an N+1 candidate.", default=5
+    )
+    redis_info_interval_s: float = values.setting(
+        values.number(0, 3600), "Time between two looks at a Redis server's own figures; 0 takes none.", default=15.0
+    )
+    propagate_to: tuple[str, ...] = values.setting(
+        values.words,
+        "Hosts that get the trace context with a call; `*` stands for any text, `private` for hosts without a dot, "
+        "private addresses and `*.internal`, `*.local`, `*.svc`, `*.svc.cluster.local`.",
+        default=("private",),
+    )
+    route_classes: tuple[str, ...] = values.setting(
+        values.words, "Classes of routes, the first that fits: `payment=/pay*,admin=/admin*`.", default=()
+    )
+    request_phases: bool = values.setting(
+        values.flag, "Spans and durations of dependencies, endpoint and serialization in FastAPI apps.", default=False
+    )
+    disabled_instrumentations: tuple[str, ...] = values.setting(
+        values.words, "Libraries that `instrument()` leaves alone.", default=(),
+        standard="OTEL_PYTHON_DISABLED_INSTRUMENTATIONS",
+    )  # fmt: skip
+    runtime_metrics: bool = values.setting(
+        values.flag, "Figures of the process: CPU, memory, GC, threads, event loops.", default=True
+    )
+    vitals_per_minute: int = values.setting(
+        values.whole(0, 1_000_000), "Web vitals taken in a minute, all clients together; 0 takes none.", default=6000
+    )
+    excluded_routes: tuple[str, ...] = values.setting(
         values.words,
         "Paths that are not measured; `*` stands for any text.",
         default=(
@@ -248,24 +127,28 @@ class Settings:
             "/health", "/healthz", "/livez", "/readyz", "/api/health",
         ),
     )  # fmt: skip
-    log_correlation: bool = _setting(
+    log_correlation: bool = values.setting(
         values.flag, "Log records carry `request_id`, `trace_id` and `span_id`.", default=True
     )
-    trace_response: bool = _setting(values.flag, "Responses carry the W3C `traceresponse` header.", default=True)
-    access_token: str | None = _setting(
+    logs_level: str = values.setting(
+        values.choice("debug", "info", "warning", "error", "critical"), "Log records from this level on are sent.",
+        default="info",
+    )  # fmt: skip
+    trace_response: bool = values.setting(values.flag, "Responses carry the W3C `traceresponse` header.", default=True)
+    access_token: str | None = values.setting(
         values.text,
         "Bearer token that lets others than loopback clients read /performance and /metrics.",
         default=None,
         secret=True,
     )
-    workers_dir: str | None = _setting(
+    workers_dir: str | None = values.setting(
         values.text, "Directory through which the workers of one host add up their figures; by default a private one "
         "below the temporary directory; `none` keeps each worker to itself.", default=None,
     )  # fmt: skip
-    handle_signals: bool = _setting(
+    handle_signals: bool = values.setting(
         values.flag, "SIGTERM and SIGHUP are noticed, so that what waits is sent before the process ends.", default=True
     )
-    strict: bool = _setting(
+    strict: bool = values.setting(
         values.flag, "Raises otel_perf's own faults instead of keeping them from the app.", default=False
     )
 

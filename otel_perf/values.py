@@ -1,14 +1,17 @@
-"""How the value of a setting is read: each reader takes what a source gave and raises with what it expected."""
+"""How a setting is declared and read: each reader takes what a source gave or raises with what it expected."""
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from dataclasses import MISSING, field
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["address", "choice", "flag", "number", "pairs", "text", "whole", "words"]
+__all__ = ["address", "choice", "flag", "number", "pairs", "setting", "text", "whole", "words"]
 
 _BARE = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]+\]):[0-9]+/?")
 
@@ -110,3 +113,18 @@ def pairs(value: object) -> dict[str, str]:
             raise ValueError("expected key=value pairs parted by commas")
         pairs[unquote(key.strip())] = unquote(item.strip())
     return pairs
+
+
+def setting(
+    parse: Callable[[object], Any], about: str, *, default: Any = MISSING, factory: Any = MISSING,
+    standard: str | None = None, secret: bool = False, scale: float = 1,
+    convert: Callable[[float], float] | None = None,
+) -> Any:  # fmt: skip
+    """A field of Settings: `standard` is its OTEL_ variable; `scale` or `convert` turn that one's unit into ours."""
+    metadata: dict[str, Any] = {
+        "parse": parse, "about": about, "standard": standard, "secret": secret, "scale": scale,
+        "convert": convert or (None if scale == 1 else functools.partial(operator.mul, scale)),
+    }  # fmt: skip
+    if factory is not MISSING:
+        return field(default_factory=factory, metadata=metadata, repr=not secret)
+    return field(default=default, metadata=metadata, repr=not secret)

@@ -74,10 +74,18 @@ EXAMPLES = {
     "queue_size_bytes": ("100000", 100_000), "sample_rules": ("GET /h*=0,POST /p*=1", ("GET /h*=0", "POST /p*=1")),
     "keep_errors": ("on", True), "keep_slower_than_s": ("0.5", 0.5), "keep_routes": ("/pay/*", ("/pay/*",)),
     "trust_context": ("never", "never"), "workers_dir": ("/run/own", "/run/own"), "handle_signals": ("no", False),
+    "logs_endpoint": ("http://h/l", "http://h/l"), "logs_exporter": ("otlp", ("otlp",)),
+    "logs_level": ("error", "error"),
+    "logs_protocol": ("grpc", "grpc"), "logs_headers": ("a=b", {"a": "b"}), "critical_query_s": ("2", 2.0),
+    "slow_query_log": ("/var/log/slow.jsonl", "/var/log/slow.jsonl"), "repeated_query_count": ("9", 9),
+    "redis_info_interval_s": ("60", 60.0), "propagate_to": ("private,*.a.com", ("private", "*.a.com")),
+    "route_classes": ("admin=/admin*", ("admin=/admin*",)), "request_phases": ("on", True),
+    "disabled_instrumentations": ("redis,httpx", ("redis", "httpx")), "runtime_metrics": ("off", False),
+    "vitals_per_minute": ("60", 60),
 }  # fmt: skip
 EXAMPLES |= {
     f"{signal}{name}": ("/etc/own.pem", "/etc/own.pem")
-    for signal in ("", "traces_", "metrics_")
+    for signal in ("", "traces_", "metrics_", "logs_")
     for name in ("certificate", "client_certificate", "client_key")
 }
 
@@ -188,7 +196,7 @@ def test_a_file_of_somebody_else_is_not_our_business():
     ("arguments", "message"),
     [
         ({"servicename": "x"}, r"configure\(\) has no setting 'servicename'; did you mean 'service_name'"),
-        ({"zzz": 1}, "has no setting 'zzz'; known are service_name, "),
+        ({"zzz": 1}, "has no setting 'zzz'; known are endpoint, "),
         ({"queue_size": 1}, r"queue_size=1 cannot be used: expected a whole number from 64 to 1000000. Correct it"),
         ({"endpoint": "localhost"}, "endpoint='localhost' cannot be used: expected an absolute address"),
         ({"service_name": 5}, "service_name=5 cannot be used: expected text"),

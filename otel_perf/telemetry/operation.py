@@ -216,7 +216,8 @@ class Operation:
             in_force.at(kind.last_success, values).record(time.time())
         seconds = None if self.waits else self.seconds
         if kind.slow is not None and seconds is not None and seconds >= in_force.slow_query_s:
-            in_force.at(kind.slow, values).record(1)
+            threshold = "critical" if seconds >= in_force.critical_query_s else "slow"
+            in_force.at(kind.slow, (*values, threshold)).record(1)
 
     def _end(self, span: Span, wall_ns: int) -> None:
         try:

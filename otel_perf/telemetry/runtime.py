@@ -30,7 +30,7 @@ class Runtime:
     """The settings, registry, tracer and lifecycle that are in force."""
 
     __slots__ = (
-        "_instruments", "entry", "exchange", "exemplars", "exposition", "late", "meter_provider", "pipeline",
+        "_instruments", "critical_query_s", "entry", "exchange", "exemplars", "exposition", "late", "meter_provider", "pipeline",
         "registry", "resource", "sampler", "sender", "sends_metrics", "settings", "slow_query_s", "tracer",
         "tracer_provider",
     )  # fmt: skip
@@ -61,6 +61,7 @@ class Runtime:
         # Read once here: the settings are never used on a hot path.
         self.exemplars = settings.exemplars
         self.slow_query_s = settings.slow_query_s
+        self.critical_query_s = settings.critical_query_s
         self._instruments: dict[str, Instrument] = {}
 
     def instrument(self, metric: Metric) -> Instrument:

@@ -1,0 +1,67 @@
+"""A library that can be measured: whether it is here, in which version, and which module adapts it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+__all__ = ["Integration"]
+
+
+@dataclass(frozen=True, slots=True)
+class Integration:
+    """One line of the list: the library that it needs and the module that adapts it.
+
+    The module has `matches(target) -> bool` and `instrument(target, **options) -> Handle`; a library that is
+    instrumented as a whole takes `target=None`. It may have `elsewhere() -> str | None`, which names who else measures
+    the library already.
+    """
+
+    name: str
+    #: The module to import.
+    requires: str
+    #: The oldest version that is supported; None where it comes with Python.
+    since: str | None = None
+    whole: bool = False
+    #: The name to install, where it is not the module's.
+    distribution: str | None = None
+
+    def found(self) -> str | None:
+        """The version that is installed, `""` where it has none, or None where the library is not here."""
+        try:
+            if self.requires not in sys.modules and importlib.util.find_spec(self.requires) is None:
+                return None
+            return metadata.version(self.distribution or self.requires) if self.since else ""
+        except metadata.PackageNotFoundError:
+            return ""
+        except (ImportError, ValueError):  # no parent package, or a module without a spec
+            return None
+
+    def imported(self) -> bool:
+        """Whether its library was imported, without which there can be no object of it."""
+        return self.requires in sys.modules or self.requires.partition(".")[0] in sys.stdlib_module_names
+
+    def problem(self) -> str | None:
+        """Why the version that is installed cannot be measured, or None."""
+        version = self.found()
+        if self.since and version and _numbers(version) < _numbers(self.since):
+            wanted = f"'{self.distribution or self.requires}>={self.since}'"
+            return f"version {version} is not supported: pip install {wanted}"
+        return None
+
+    def load(self) -> Any:
+        """The adapting module.
+
+        Raises:
+            ImportError: when its library is missing, or not as it should be.
+        """
+        return importlib.import_module(f"otel_perf.integrations.{self.name}")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
