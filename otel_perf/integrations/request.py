@@ -160,6 +160,10 @@ class Request(Operation):
         attributes = partial(headers.attributes, scope, seen, self.labels, self.request_id)
         operation.open_span(self, in_force, parent, context, attributes, links=links)
 
+    def header(self, name: bytes) -> bytes | None:
+        """A header that the caller sent, by its name in small letters."""
+        return next((value for key, value in self.routed.get("headers", ()) if key.lower() == name), None)
+
     def exclude(self) -> None:
         """Takes it out of what is measured after all: only routing tells of some requests that nobody wants them."""
         if not self.stopped:

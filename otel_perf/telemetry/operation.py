@@ -98,6 +98,10 @@ class Operation:
             operation = operation.parent
         return False
 
+    def header(self, name: bytes) -> bytes | None:  # noqa: ARG002 -- a request has them
+        """A header that the caller sent, where this is a request."""
+        return None
+
     def label(self, key: str, value: Any) -> None:
         """Fills in a label of the operation's histogram, for example the status once it is known."""
         try:

@@ -30,8 +30,8 @@ class Runtime:
     """The settings, registry, tracer and lifecycle that are in force."""
 
     __slots__ = (
-        "_instruments", "critical_query_s", "entry", "exchange", "exemplars", "exposition", "late", "meter_provider", "pipeline",
-        "registry", "resource", "sampler", "sender", "sends_metrics", "settings", "slow_query_s", "tracer",
+        "_instruments", "critical_query_s", "entry", "exchange", "exemplars", "exposition", "late", "meter_provider",
+        "pipeline", "registry", "resource", "sampler", "sender", "sends_metrics", "settings", "slow_query_s", "tracer",
         "tracer_provider",
     )  # fmt: skip
 

@@ -214,7 +214,12 @@ def test_slow_queries_are_counted(telemetry):
         op.stop(ended_ns=op.started_ns + nanoseconds)
     [slow] = telemetry.points(c.QUERY_SLOW.name)
     assert slow.value == 1
-    assert dict(slow.attributes) == {c.DB_SYSTEM: "sqlite", c.DB_OPERATION: "SELECT", c.DB_COLLECTION: "t"}
+    assert dict(slow.attributes) == {
+        c.DB_SYSTEM: "sqlite",
+        c.DB_OPERATION: "SELECT",
+        c.DB_COLLECTION: "t",
+        c.DB_THRESHOLD: "slow",
+    }
 
 
 def test_before_configure_everything_is_timed_and_nothing_recorded():
