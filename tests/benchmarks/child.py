@@ -81,10 +81,12 @@ class _Requests:
         serving.serve(self._app(5), lambda port: answer(value=port))
 
 
-def _micro(name: str, sink: str) -> Any:
-    from tests.benchmarks import micro
+def _orders(name: str, sink: str) -> Any:
+    if name in scenarios.SCENARIOS:
+        return _Requests(name, sink)
+    from tests.benchmarks import libraries, micro
 
-    return micro.Orders(name, sink)
+    return libraries.Orders(name, sink) if "/" in name else micro.Orders(name, sink)
 
 
 def main() -> None:
@@ -99,7 +101,7 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core)})
     try:
-        at: Any = _Requests(name, sink) if name in scenarios.SCENARIOS else _micro(name, sink)
+        at = _orders(name, sink)
     except Exception as error:
         answer(error=f"{type(error).__name__}: {error}")
         return

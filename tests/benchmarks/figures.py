@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.benchmarks.serving import Load
 
-__all__ = ["FIGURES", "Figure", "MissingError", "Results", "added", "ratio"]
+__all__ = ["FIGURES", "Figure", "MissingError", "Results", "added", "added_by_library", "ratio"]
 
 
 class MissingError(Exception):
@@ -30,6 +30,8 @@ class Results:
     micro: dict[str, list[float]] = field(default_factory=dict)
     #: Name in `micro.MEMORY` -> bytes.
     memory: dict[str, float] = field(default_factory=dict)
+    #: Library and arm -> microseconds of CPU per call.
+    libraries: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     #: Scenario -> stretches of load.
     load: dict[str, list[Load]] = field(default_factory=dict)
     #: Scenario and headers -> instructions per request, where the machine counts them.
@@ -47,6 +49,10 @@ class Results:
     def cpu_us(self, scenario: str, headers: str = "plain") -> float:
         """The median of a scenario's rounds."""
         return self._middle(self.cpu.get((scenario, headers)), scenario)
+
+    def library_us(self, library: str, arm: str) -> float:
+        """The median of one library and arm."""
+        return self._middle(self.libraries.get((library, arm)), f"{library}/{arm}")
 
     def micro_ns(self, name: str) -> float:
         """The median of one small thing."""
@@ -82,6 +88,21 @@ def added(results: Results, scenario: str, headers: str = "plain") -> float:
     return median(mine - bare for mine, bare in pairs)
 
 
+def added_by_library(results: Results, library: str, arm: str = "ours") -> float:
+    """Microseconds of CPU that measuring one call adds, compared within each round."""
+    for each in (arm, "bare"):
+        results.library_us(library, each)  # raises where one of them is missing
+    pairs = zip(results.libraries[library, arm], results.libraries[library, "bare"], strict=False)
+    return median(mine - bare for mine, bare in pairs)
+
+
+def _library_ratio(results: Results, library: str) -> float:
+    base = added_by_library(results, library, "upstream")
+    if base <= 0:
+        raise MissingError(f"upstream's {library} instrumentor adds nothing that can be measured here ({base:.1f} us)")
+    return added_by_library(results, library) / base
+
+
 def ratio(results: Results, scenario: str, peer: str) -> float:
     """What one scenario adds, as a share of what another adds."""
     base = added(results, peer)
@@ -97,7 +118,7 @@ class Figure:
     name: str
     target: float
     about: str
-    #: Kind of measurement (`calls`, `cpu`, `micro`, `load`) and what is measured.
+    #: Kind of measurement (`calls`, `cpu`, `micro`, `load`, `libraries`) and what is measured.
     kind: str
     of: tuple[str, ...]
     value: Callable[[Results], float]
@@ -126,6 +147,16 @@ def _micro(name: str, target: float, ours: str, peer: str, about: str) -> Figure
     )
 
 
+def _library(name: str, library: str, about: str) -> Figure:
+    return Figure(name, 1 / 4, about, "libraries", (library,), lambda results: _library_ratio(results, library))
+
+
+def _overhead(name: str, target_ms: float, library: str, about: str) -> Figure:
+    return Figure(
+        name, target_ms, about, "libraries", (library,), lambda results: added_by_library(results, library) / 1000
+    )
+
+
 _ALL = (
     _calls("calls_5_routes", 40, "5 routes", "Python calls added to a request, 5 routes"),
     _calls("calls_200_routes", 40, "200 routes", "Python calls added to a request, 200 routes"),
@@ -148,6 +179,15 @@ _ALL = (
         "bound histogram record, folds included / prometheus_client observe",
     ),
     _micro("encode_vs_stock", 1 / 6, "encode_ours", "encode_stock", "encoding one span / stock encoder"),
+    _library("redis_vs_upstream", "redis", "CPU added to a Redis GET / what RedisInstrumentor adds"),
+    _library("sqlalchemy_vs_upstream", "sqlalchemy", "CPU added to a Core select on SQLite / SQLAlchemyInstrumentor"),
+    _library("httpx_vs_upstream", "httpx", "CPU added to an httpx GET / what HTTPXClientInstrumentor adds"),
+    Figure(
+        "request_overhead_ms", 1, "ms of CPU added to a request", "cpu", ("bare", "ours"),
+        lambda results: added(results, "ours") / 1000,
+    ),
+    _overhead("query_overhead_ms", 0.5, "sqlalchemy", "ms of CPU added to a query"),
+    _overhead("cache_overhead_ms", 0.1, "cashews", "ms of CPU added to a cache operation"),
     _cpu("unsampled_vs_sampled", 1 / 2, "ours", "unsampled request, metrics on / sampled request", "ours_unsampled"),
 )  # fmt: skip
 

@@ -12,6 +12,7 @@ from functools import partial
 
 from tests.benchmarks import instructions, serving
 from tests.benchmarks.figures import FIGURES, Results
+from tests.benchmarks.libraries import LIBRARIES, REDIS, name_of
 from tests.benchmarks.micro import MEMORY, MICRO
 from tests.benchmarks.processes import Child, ScenarioError, Started, cores, environ
 from tests.benchmarks.scenarios import SCENARIOS
@@ -36,6 +37,7 @@ class Plan:
     #: What has no figure of its own: calls of other things than requests, requests with trace context.
     rest: bool = False
     memory: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
     instructions: bool = False
     rounds: int = 5
     requests: int = 1500
@@ -49,12 +51,15 @@ def plan(only: Iterable[str], *, quick: bool, instructions: bool = False) -> Pla
     sizes = {"rounds": 3, "requests": 500, "turns": 4096, "load_s": 0.4} if quick else {}
     if len(wanted) == len(FIGURES):
         names = tuple(SCENARIOS)
-        return Plan(names, names, tuple(MICRO), names, True, tuple(MEMORY), instructions, **sizes)  # type: ignore[arg-type]
+        return Plan(
+            names, names, tuple(MICRO), names, True, tuple(MEMORY), tuple(LIBRARIES), instructions,
+            **sizes,  # type: ignore[arg-type]
+        )  # fmt: skip
     of = {kind: tuple(dict.fromkeys(n for f in wanted if f.kind == kind for n in f.of)) for kind in _KINDS}
     return Plan(**of, instructions=instructions, **sizes)  # type: ignore[arg-type]
 
 
-_KINDS = ("calls", "cpu", "micro", "load")
+_KINDS = ("calls", "cpu", "micro", "load", "libraries")
 
 
 class _Run:
@@ -131,6 +136,22 @@ class _Run:
         # The warm-up before a round, and the one request that checks the answer, are spans as well.
         self.results.delivered[name] = (after - before) / (requests + 250 + 1)
 
+    def libraries(self) -> None:
+        """CPU of calls through libraries, round by round."""
+        for turn in range(self._plan.rounds if self._plan.libraries else 0):
+            self.say(f"CPU per call of a library, round {turn + 1} of {self._plan.rounds}")
+            for library in self._plan.libraries:
+                for arm in LIBRARIES[library][1]:
+                    self._try(name_of(library, arm), partial(self._library, library, arm))
+
+    def _library(self, library: str, arm: str) -> None:
+        where = {"BENCH_HTTP": self._started.sink}
+        if library in REDIS:
+            where["BENCH_REDIS"] = self._started.redis_url()
+        child = self._started.child(name_of(library, arm), where)
+        value = child.ask("cpu", times=max(250, self._plan.requests // 250 * 250))
+        self.results.libraries.setdefault((library, arm), []).append(value)
+
     def micro(self) -> None:
         """Single things, round by round, and what they take of memory."""
         for turn in range(self._plan.rounds):
@@ -197,6 +218,8 @@ def run(plan: Plan) -> Results:
             this = _Run(plan, started)
             for part in (this.calls, this.cpu, this.exports):
                 part()
+            started.close_children()
+            this.libraries()
             started.close_children()
             this.micro()
             started.close_children()

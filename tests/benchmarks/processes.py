@@ -46,14 +46,14 @@ def environ(more: Mapping[str, str] | None = None) -> dict[str, str]:
 class Child:
     """The process of one scenario."""
 
-    def __init__(self, name: str, sink: str) -> None:
+    def __init__(self, name: str, sink: str, more: Mapping[str, str] | None = None) -> None:
         self.name = name
         # A pipe that nobody reads would fill up and stop it.
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed with the process
         command = [sys.executable, "-m", "tests.benchmarks.child", name, sink, str(cores()[0])]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True,
-            cwd=_ROOT, env=environ(),
+            cwd=_ROOT, env=environ(more),
         )  # fmt: skip
         self.failed: str | None = None
 
@@ -114,6 +114,7 @@ class Started:
     def __init__(self) -> None:
         self._sink: subprocess.Popen[str] | None = None
         self._children: dict[str, Child] = {}
+        self._redis: Any = None
 
     def __enter__(self) -> Started:
         self._sink = subprocess.Popen(
@@ -128,18 +129,35 @@ class Started:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close_children()
+        if self._redis is not None:
+            self._redis.stop()
         if self._sink is not None:
             _end(self._sink)
 
-    def child(self, name: str) -> Child:
-        """The process of a scenario, started and set up.
+    def redis_url(self) -> str:
+        """The address of a real Redis of this run's own, started when it is first asked for.
+
+        Raises:
+            ScenarioError: when there is none on this machine.
+        """
+        if self._redis is None:
+            from collector import servers, tools
+
+            try:
+                self._redis = servers.redis()
+            except tools.MissingToolError as error:
+                raise ScenarioError(str(error)) from None
+        return str(self._redis.url)
+
+    def child(self, name: str, more: Mapping[str, str] | None = None) -> Child:
+        """The process of a scenario, started and set up; `more` are variables of its environment.
 
         Raises:
             ScenarioError: when it cannot be set up; also each time it is asked for again.
         """
         found = self._children.get(name)
         if found is None:
-            found = self._children[name] = Child(name, self.sink)
+            found = self._children[name] = Child(name, self.sink, more)
             try:
                 found.ready()
             except ScenarioError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.benchmarks.figures import FIGURES, MissingError, Results, added
+from tests.benchmarks.figures import FIGURES, MissingError, Results, added, added_by_library
 from tests.benchmarks.processes import cores
 from tests.benchmarks.scenarios import SCENARIOS
 
@@ -20,8 +20,10 @@ __all__ = ["as_json", "tables", "write"]
 _PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 _PACKAGES = (
     "otel-perf", "fastapi", "starlette", "uvicorn", "uvloop", "httptools", "opentelemetry-sdk",
-    "opentelemetry-instrumentation-fastapi", "logfire", "sentry-sdk", "ddtrace", "elastic-apm",
-    "prometheus-fastapi-instrumentator", "prometheus-client", "sqlalchemy", "redis", "httpx", "cashews",
+    "opentelemetry-instrumentation-fastapi", "opentelemetry-instrumentation-redis",
+    "opentelemetry-instrumentation-sqlalchemy", "opentelemetry-instrumentation-httpx", "logfire", "sentry-sdk",
+    "ddtrace", "elastic-apm", "prometheus-fastapi-instrumentator", "prometheus-client", "sqlalchemy", "redis", "httpx",
+    "cashews",
 )  # fmt: skip
 #: Below this share of a core other processes took part in the load figures.
 _QUIET = 0.9
@@ -38,6 +40,13 @@ _MEMORY = (
     ("a live span with 5 attributes", "span_bytes_ours", "span_bytes_stock"),
     ("a histogram series (ours for all its readers, stock for one)", "series_bytes_ours", "series_bytes_stock"),
 )
+_LIBRARIES = {
+    "redis": "redis-py GET, real Redis",
+    "sqlalchemy": "SQLAlchemy Core select, SQLite in memory",
+    "httpx": "httpx GET, HTTP server on loopback",
+    "cashews": "cashews read, in memory",
+    "realistic": "a request: FastAPI, 3 queries, 2 Redis reads, 40 rows of JSON",
+}
 _SUBJECTS = {
     "sqlalchemy_query": "a SQLAlchemy query",
     "redis_command": "a Redis command",
@@ -154,6 +163,29 @@ def subjects_table(results: Results) -> str:
     return _table(("Python calls", "without", "added by otel_perf"), rows)
 
 
+def libraries_table(results: Results) -> str:
+    """CPU of calls through libraries, and the share of it that measuring takes in a realistic request."""
+    rows = []
+    for library, title in _LIBRARIES.items():
+        bare = results.libraries.get((library, "bare"))
+        if not bare:
+            continue
+        shown = []
+        for arm in ("ours", "upstream"):
+            there = results.libraries.get((library, arm))
+            shown.append(f"{added_by_library(results, library, arm):+.0f}" if there else "")
+            shown.append(_percent(results, library, arm) if there else "")
+        rows.append((title, f"{median(bare):.0f}", *shown))
+    head = (
+        "a call", "us CPU bare", "added by otel_perf", "its share of all", "added by upstream", "its share of all",
+    )  # fmt: skip
+    return _table(head, rows)
+
+
+def _percent(results: Results, library: str, arm: str) -> str:
+    return f"{added_by_library(results, library, arm) / results.library_us(library, arm):.0%}"
+
+
 def load_table(results: Results) -> str:
     """Requests in a second at a real uvicorn."""
     rows = []
@@ -248,7 +280,8 @@ def tables(results: Results, names: Sequence[str]) -> dict[str, str]:
     made = {"machine": machine(results), "figures": figures_table(results, names)}
     for name, there, make in (
         ("cpu", results.cpu, cpu_table), ("load", results.load, load_table), ("calls", results.calls, calls_table),
-        ("subjects", results.subjects, subjects_table), ("micro", results.micro, micro_table),
+        ("libraries", results.libraries, libraries_table), ("subjects", results.subjects, subjects_table),
+        ("micro", results.micro, micro_table),
     ):  # fmt: skip
         if there:
             made[name] = make(results)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["SCENARIOS", "Ready", "Scenario", "application", "prepare"]
+__all__ = ["SCENARIOS", "Ready", "Scenario", "application", "ours", "prepare", "stock_sdk"]
 
 Flush = Callable[[], object]
 
@@ -52,7 +52,8 @@ def _bare(_: str) -> Ready:
 # Ours --------------------------------------------------------------------------------------------------------------
 
 
-def _ours(endpoint: str, *, mounted: bool = False, engine: str | None = None, **settings: Any) -> Ready:
+def ours(endpoint: str, *, mounted: bool = False, engine: str | None = None, **settings: Any) -> Ready:
+    """otel_perf as a service has it, sending to this endpoint."""
     import otel_perf
 
     otel_perf.configure(service_name="bench", endpoint=endpoint, **settings)
@@ -73,21 +74,21 @@ def _ours(endpoint: str, *, mounted: bool = False, engine: str | None = None, **
 
 
 def _ours_unsampled(endpoint: str) -> Ready:
-    return _ours(endpoint, sampler="always_off")
+    return ours(endpoint, sampler="always_off")
 
 
 def _ours_mounted(endpoint: str) -> Ready:
-    return _ours(endpoint, mounted=True)
+    return ours(endpoint, mounted=True)
 
 
 def _native_ours(endpoint: str) -> Ready:
-    return _ours(endpoint, engine="native")
+    return ours(endpoint, engine="native")
 
 
 # The stock SDK -----------------------------------------------------------------------------------------------------
 
 
-def _stock_sdk(endpoint: str) -> tuple[Flush, Flush]:
+def stock_sdk(endpoint: str) -> tuple[Flush, Flush]:
     """Global providers as the SDK's documentation sets them up: batches of spans, periodic metrics, OTLP/HTTP."""
     from opentelemetry import metrics, trace
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
@@ -110,11 +111,11 @@ def _stock_sdk(endpoint: str) -> tuple[Flush, Flush]:
 
 def _native_stock(endpoint: str) -> Ready:
     # FastAPI measures itself as soon as there are providers.
-    return Ready(_nothing, *_stock_sdk(endpoint))
+    return Ready(_nothing, *stock_sdk(endpoint))
 
 
 def _contrib(endpoint: str, **options: Any) -> Ready:
-    flushes = _stock_sdk(endpoint)
+    flushes = stock_sdk(endpoint)
     from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
     return Ready(lambda app: FastAPIInstrumentor.instrument_app(app, **options), *flushes)
@@ -196,7 +197,7 @@ _CONTRIB = ("opentelemetry-instrumentation-fastapi", "opentelemetry-sdk")
 
 SCENARIOS: dict[str, Scenario] = {
     "bare": Scenario("FastAPI, no provider", _bare, "nothing", uses=("fastapi",)),
-    "ours": Scenario("otel_perf", _ours, "spans and metrics", uses=("otel-perf",), spans=1),
+    "ours": Scenario("otel_perf", ours, "spans and metrics", uses=("otel-perf",), spans=1),
     "ours_unsampled": Scenario(
         "otel_perf, sampler off", _ours_unsampled, "metrics", uses=("otel-perf",), spans=0
     ),

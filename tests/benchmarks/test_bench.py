@@ -15,6 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from tests.benchmarks import asgi, measuring, report, scenarios
 from tests.benchmarks.figures import FIGURES, Results
+from tests.benchmarks.libraries import ARMS, LIBRARIES, REDIS, name_of
 from tests.benchmarks.micro import MEMORY, MICRO
 from tests.benchmarks.processes import ScenarioError, Started
 from tests.benchmarks.scenarios import SCENARIOS
@@ -39,18 +40,22 @@ def made_up(*, ours=10.0):
         results.load[name] = [Load(1000, 1.0, 1000.0, 1.0)] * 2
         for variant in measuring.VARIANTS:
             results.calls[name, variant] = {"usual": 100 if name == "bare" else 130, "mean": 130.0, "share": 1.0}
+    for library, (_, arms) in LIBRARIES.items():
+        for arm in arms:
+            results.libraries[library, arm] = [{"bare": 50.0, "ours": 50.0 + ours, "upstream": 150.0}[arm]] * 2
     results.micro = {name: [1.0 if name.endswith("ours") else 20.0] for name in MICRO}
     results.memory = {name: 1.0 if name.endswith("ours") else 2.0 for name in MEMORY}
     return results
 
 
 def test_each_figure_is_told_with_its_target():
-    """The JSON object has the twelve names of the table, each with value, target and whether it is met."""
+    """The JSON object has the names of the table, each with value, target and whether it is met."""
     told = report.as_json(made_up(), FIGURES)
     assert set(told["figures"]) == {
         "calls_5_routes", "calls_200_routes", "calls_full_context", "cpu_vs_stock", "cpu_vs_native", "cpu_vs_pfi",
         "uvicorn_share", "span_vs_stock", "record_vs_stock", "record_vs_prometheus", "encode_vs_stock",
-        "unsampled_vs_sampled",
+        "unsampled_vs_sampled", "redis_vs_upstream", "sqlalchemy_vs_upstream", "httpx_vs_upstream",
+        "request_overhead_ms", "query_overhead_ms", "cache_overhead_ms",
     }  # fmt: skip
     assert all(set(each) == {"value", "target", "met"} for each in told["figures"].values())
     assert told["figures"]["cpu_vs_stock"] == {"value": 0.1, "target": 0.1, "met": True}
@@ -241,3 +246,25 @@ def test_requests_are_those_of_a_client():
     added = [key for key, _ in asgi.CONTEXT[8:]]
     assert added == [b"traceparent", b"tracestate", b"baggage"]
     assert not {b"traceparent", b"tracestate", b"baggage"} & dict(asgi.PLAIN).keys()
+
+
+@pytest.mark.parametrize("library", [each for each in LIBRARIES if each not in REDIS])
+def test_a_library_is_measured_with_its_export(library):
+    """Each call of ours through a library arrives as a span; without us nothing does."""
+    with Started() as started:
+        where = {"BENCH_HTTP": started.sink}
+        for arm in ("bare", "ours"):
+            assert started.child(name_of(library, arm), where).ask("cpu", times=250) > 0
+        spans = {name: each["spans"] for name, each in started.exports().items()}
+        assert spans == {f"{library}_ours": 500}
+
+
+def test_a_library_of_upstream_that_is_missing_says_so():
+    """Where the instrumentor is not installed its figure is null, with the reason."""
+    results = made_up()
+    del results.libraries["redis", "upstream"]
+    results.failed[name_of("redis", ARMS[2])] = "ModuleNotFoundError: opentelemetry.instrumentation.redis"
+    told = report.as_json(results, ["redis_vs_upstream", "httpx_vs_upstream"])["figures"]
+    assert "opentelemetry.instrumentation.redis" in told["redis_vs_upstream"]["why"]
+    assert told["httpx_vs_upstream"] == {"value": 0.1, "target": 0.25, "met": True}
+    assert "| redis-py GET, real Redis | 50 | +10 | 17% |  |  |" in report.tables(results, [])["libraries"]
