@@ -14,18 +14,22 @@ from typing import Any, NamedTuple, cast
 from urllib.parse import quote, unquote_plus, urlsplit, urlunsplit
 
 from otel_perf import conventions as c
-from otel_perf import statements
+from otel_perf import documents, statements, summaries
 
 __all__ = [
     "MASK",
     "MAX_LENGTH",
     "TABLE",
+    "Masked",
     "Statement",
+    "as_text",
+    "document",
     "exception",
     "exception_type",
     "hidden",
     "message",
     "query_string",
+    "query_text",
     "redact",
     "redis_command",
     "sql",
@@ -36,6 +40,7 @@ __all__ = [
 MASK = "REDACTED"
 MAX_LENGTH = 2048
 _MAX_SQL = 16_384  # longer statements are cut before they are read, so that one call stays cheap
+_LONG_SQL = 4096  # of longer ones only a few are kept in memory
 _STACK_DEPTH = 30
 _PASSES = 4  # a mask may stand where a word stood, and a quote behind it begin a quoted text
 
@@ -97,39 +102,66 @@ def url(value: str) -> str:
 # SQL ------------------------------------------------------------------------------------------------------------------
 
 
+class Masked(str):
+    """A query text without literals; `redact` takes it as it is, so that masking is paid for once.
+
+    `sql`, `document` and `redis_command` answer it. Who makes one of something else vouches for it.
+    """
+
+    __slots__ = ()
+
+
 class Statement(NamedTuple):
     """A SQL statement without its literals, and what it does."""
 
-    text: str
+    text: Masked
     operation: str | None
     collection: str | None
-
-    @property
-    def summary(self) -> str:
-        """The low-cardinality name of the statement: `SELECT users`."""
-        return " ".join(part for part in (self.operation, self.collection) if part) or "SQL"
+    #: `db.query.summary`, of low cardinality: `SELECT users orders`.
+    summary: str
 
 
 def sql(statement: str) -> Statement:
-    """A SQL statement with its literals masked, its comments removed and its operation and table found."""
-    return _sql(statement[:_MAX_SQL])
+    """A SQL statement with its literals masked, its comments removed and its operations and tables found."""
+    if len(statement) <= _LONG_SQL:
+        return _sql(statement)
+    return _long_sql(statement[:_MAX_SQL])
 
 
-@lru_cache(maxsize=2048)
-def _sql(statement: str) -> Statement:
-    body, operation, table = statements.read(statement, MAX_LENGTH)
-    return Statement(text(body), operation and operation[:64], table and text(table, 128))
+def _read(statement: str) -> Statement:
+    body = text(statements.read(statement, MAX_LENGTH))
+    found = summaries.summarise(body)
+    return Statement(Masked(body), found.operation, found.collection, found.text or "SQL")
+
+
+_sql = lru_cache(maxsize=2048)(_read)
+_long_sql = lru_cache(maxsize=64)(_read)
+
+
+def query_text(value: str) -> Masked:
+    """What is shown of a query, SQL or a document's filter that is masked already."""
+    if value[:1] in {"{", "["} and len(value) <= MAX_LENGTH and documents.is_masked(value):
+        return Masked(value)
+    return sql(value).text
+
+
+# Documents ------------------------------------------------------------------------------------------------------------
+
+
+def document(value: object) -> Masked:
+    """A filter of a document store with its values masked: `{"email": ?, "age": {"$gt": ?}}`."""
+    return Masked(text(documents.masked(value, MAX_LENGTH)))
 
 
 # Redis ----------------------------------------------------------------------------------------------------------------
 
 
-def redis_command(*args: object) -> str:
+def redis_command(*args: object) -> Masked:
     """A Redis command whose name stays and whose arguments are masked: `SET ? ?`."""
     if not args:
-        return ""
-    name = args[0].decode("latin-1") if isinstance(args[0], bytes) else _str(args[0])
-    return " ".join([text(name, 64), *(["?"] * min(len(args) - 1, 8))])
+        return Masked("")
+    name = args[0].decode("latin-1") if isinstance(args[0], bytes) else as_text(args[0])
+    return Masked(" ".join([text(name, 64), *(["?"] * min(len(args) - 1, 8))]))
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------
@@ -149,7 +181,7 @@ _IN_TEXT = re.compile(
     re.IGNORECASE,
 )
 # Where database drivers repeat values unquoted.
-_REPEATED = re.compile(r"\[SQL:|\[parameters:|\nDETAIL:|\nLINE \d|\nCONTEXT:|(?<=for query argument )\$\d+:")
+_REPEATED = re.compile(r"\[SQL:|\[parameters:|\nDETAIL:|\nLINE \d|\nQUERY:|\nCONTEXT:|(?<=for query argument )\$\d+:")
 
 
 def message(value: str) -> str:
@@ -193,12 +225,13 @@ def exception(error: BaseException) -> dict[str, str]:
     frames = [f'File "{f.f_code.co_filename}", line {line}, in {f.f_code.co_name}\n' for f, line in steps]
     return {
         c.EXCEPTION_TYPE: exception_type(error),
-        c.EXCEPTION_MESSAGE: message(_str(error)),
+        c.EXCEPTION_MESSAGE: message(as_text(error)),
         c.EXCEPTION_STACKTRACE: "".join(frames)[-MAX_LENGTH:],
     }
 
 
-def _str(value: object) -> str:
+def as_text(value: object) -> str:
+    """The text of a value, whatever its `__str__` does."""
     try:
         return str(value)
     except Exception:  # somebody's `__str__` fails, which is no fault of ours
@@ -206,10 +239,6 @@ def _str(value: object) -> str:
 
 
 # The table ------------------------------------------------------------------------------------------------------------
-
-
-def _sql_text(value: str) -> str:
-    return sql(value).text
 
 
 def _path(value: str) -> str:
@@ -239,7 +268,7 @@ _HEADERS: dict[str, Callable[[str], str]] = {
 TABLE: dict[str, Callable[[str], str]] = {
     c.URL_QUERY: query_string,
     c.URL_FULL: url,
-    c.DB_QUERY_TEXT: _sql_text,
+    c.DB_QUERY_TEXT: query_text,
     c.EXCEPTION_MESSAGE: message,
     "url.original": url,
     "url.fragment": hidden,
@@ -247,7 +276,7 @@ TABLE: dict[str, Callable[[str], str]] = {
     "http.target": _path,
     "http.referer": url,
     "messaging.url": url,
-    "db.statement": _sql_text,
+    "db.statement": query_text,
     "db.statement.parameters": hidden,
     "db.connection_string": _connection,
     # Other libraries write the names of headers with underscores.
@@ -266,6 +295,8 @@ def redact(attributes: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in attributes.items():
         if value.__class__ is str and key not in TABLE and len(value) <= MAX_LENGTH and value.isprintable():
             clean[key] = value  # as `text` would have it, without the call
+        elif value.__class__ is Masked:
+            clean[key] = str(value)  # an exact one, which is what spans take at once
         elif isinstance(value, str):
             redactor = TABLE.get(key)
             clean[key] = text(redactor(value) if redactor is not None else value)

@@ -17,7 +17,7 @@ UNPRINTABLE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udf
 # What begins a literal, a comment or a quoted name. Placeholders (`$1`, `:2`) and digits within names are none.
 _OPENS = re.compile(
     r"""(?P<oracle>(?<!\w)[nN]?[qQ]')|(?P<string>(?:(?<!\w)(?:[nNeEbBxX]|[uU]&))?')|(?P<name>["`])|(?P<line>--|\#+)"""
-    r"""|(?P<block>/\*)|(?P<dollar>(?<![\w$])\$(?:[^\W\d]\w*)?\$)"""
+    r"""|(?P<truth>(?<![\w.@$#:])(?i:true|false)(?![\w.]|\)s))|(?P<block>/\*)|(?P<dollar>(?<![\w$])\$(?:[^\W\d]\w*)?\$)"""
     r"""|(?P<number>(?<![\w@])(?<![$:](?=\d{1,3}(?![\w.])))\.?\d[\w.]*(?:(?<=[eE])[+-]\d+)?)"""
 )
 # Where a double-quoted word is a name in every dialect. Elsewhere MySQL and SQLite may take it for a string.
@@ -27,39 +27,32 @@ _BEFORE_NAME = re.compile(
     re.IGNORECASE,
 )
 _CLOSES = {"[": "]", "(": ")", "{": "}", "<": ">"}
-_FIRST_WORD = re.compile(r"[A-Za-z]+")
-_WORD = r'(?:"[^"]*"|`[^`]*`|\[[^\]]*\]|[\w$#]+)'
-_TABLE_NAME = re.compile(
-    rf"\b(?:FROM|INTO|UPDATE|TABLE|TRUNCATE|JOIN)\s+(?:(?:IF|NOT|EXISTS|ONLY|TABLE)\s+)*({_WORD}(?:\.{_WORD})*)",
-    re.IGNORECASE,
-)
 _MARKS = re.compile(rf"(?!\n)[{UNPRINTABLE}]")
 _PASSES = 4
 _QUOTES = ("'", '"', "`")
 _SPACES = re.compile(r"\s+")
 _LISTS = re.compile(r"\(\s*\?(?:\s*,\s*\?)+\s*\)")
+# As many placeholders as there happened to be values: those of IN, and of the rows of VALUES.
+_HOLDER = r"(?:\?|%s|%\(\w+\)s|[$:]\w+)(?:::\w+)?"
+_HOLDERS = rf"\( ?{_HOLDER}(?: ?, ?{_HOLDER})* ?\)"
+_IN = re.compile(rf"(\bIN ?){_HOLDERS}", re.IGNORECASE)
+_ROWS = re.compile(rf"(\bVALUES ?{_HOLDERS})(?: ?, ?{_HOLDERS})+", re.IGNORECASE)
 
 
-def read(statement: str, limit: int) -> tuple[str, str | None, str | None]:
-    """The statement with `?` for each literal, its first word in capitals, and its first table."""
+def read(statement: str, limit: int) -> str:
+    """The statement with `?` for each literal and for each list of values, no longer than the limit."""
     body = _masked(statement)
     for _ in range(_PASSES):  # the cut may go through a quoted name, and a lone `#` be left where a comment was
         again = _masked(body[:limit])
         if again == body:
             break
         body = again
-    operation = _FIRST_WORD.search(body)
-    table = _TABLE_NAME.search(body)
-    return (
-        body,
-        operation[0].upper() if operation else None,
-        re.sub(r'["`\[\]]', "", table[1]) if table else None,
-    )
+    return body
 
 
 def _masked(statement: str) -> str:
     plain = _SPACES.sub(" ", _without_literals(_MARKS.sub(" ", statement))).strip()
-    return _LISTS.sub("(?)", plain)
+    return _ROWS.sub(r"\1", _IN.sub(r"\1(?)", _LISTS.sub("(?)", plain)))
 
 
 def _without_literals(statement: str) -> str:
@@ -95,7 +88,7 @@ class _Reader:
         """Where the thing that was found ends, None where that cannot be told, and what is shown of it."""
         statement = self._statement
         start, end = found.span()
-        if found["number"]:
+        if found["number"] or found["truth"]:
             return end, "?"
         if found["string"]:
             return self._quoted("'", end), "?"

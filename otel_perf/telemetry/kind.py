@@ -9,7 +9,18 @@ from opentelemetry.trace import SpanKind
 from otel_perf import conventions as c
 from otel_perf.conventions import Metric
 
-__all__ = ["CACHE", "EXTERNAL", "HTTP_CLIENT", "JOB", "QUERY", "REQUEST", "STEP", "Kind"]
+__all__ = [
+    "CACHE",
+    "EXTERNAL",
+    "HTTP_CLIENT",
+    "JOB",
+    "PHASE",
+    "QUERY",
+    "REQUEST",
+    "STEP",
+    "WEBSOCKET",
+    "Kind",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +36,8 @@ class Kind:
     items: Metric | None = None
     last_success: Metric | None = None
     slow: Metric | None = None
+    #: Queries are counted per piece of work of this kind, wherever it stands: they belong to nothing above it.
+    unit: bool = False
     #: Whether the duration is all that is measured of it.
     alone: bool = field(init=False)
 
@@ -33,11 +46,15 @@ class Kind:
         object.__setattr__(self, "alone", more == (None, None, None, None))
 
 
-REQUEST = Kind("request", c.REQUEST_DURATION, SpanKind.SERVER)
+REQUEST = Kind("request", c.REQUEST_DURATION, SpanKind.SERVER, unit=True)
 QUERY = Kind("query", c.QUERY_DURATION, SpanKind.CLIENT, layer="query", slow=c.QUERY_SLOW)
 CACHE = Kind("cache", c.CACHE_DURATION, SpanKind.CLIENT, layer="cache")
 EXTERNAL = Kind("external", c.EXTERNAL_DURATION, SpanKind.CLIENT, layer="external")
 HTTP_CLIENT = Kind("http_client", c.HTTP_CLIENT_DURATION, SpanKind.CLIENT, layer="http_client")
 JOB = Kind("job", c.JOB_DURATION, SpanKind.INTERNAL, active=c.JOBS_ACTIVE, items=c.JOB_ITEM_COUNT,
-           last_success=c.JOB_LAST_SUCCESS)  # fmt: skip
+           last_success=c.JOB_LAST_SUCCESS, unit=True)  # fmt: skip
 STEP = Kind("step", c.STEP_DURATION, SpanKind.INTERNAL, items=c.STEP_ITEM_COUNT)
+#: A part of a request, such as its dependencies.
+PHASE = Kind("phase", c.PHASE_DURATION)
+#: One connection; what is active has other labels and is counted beside it.
+WEBSOCKET = Kind("websocket", c.WEBSOCKET_DURATION, SpanKind.SERVER, unit=True)

@@ -8,41 +8,35 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar, Token
 from functools import partial
 from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode
+from opentelemetry.trace import Link, Span, SpanContext
 
+from otel_perf import conventions as c
 from otel_perf import guard, redaction
-from otel_perf.telemetry import runtime, sdk
+from otel_perf.telemetry import repeated_queries, runtime, sdk
 from otel_perf.telemetry.kind import CACHE, EXTERNAL, HTTP_CLIENT, JOB, QUERY, REQUEST, STEP, Kind
 from otel_perf.telemetry.numbers import plain
+from otel_perf.telemetry.opening import Known, describe, known, open_span
 from otel_perf.telemetry.span import LeanSpan, UnsampledSpan
 
 __all__ = [
-    "CACHE",
-    "EXTERNAL",
-    "HTTP_CLIENT",
-    "JOB",
-    "QUERY",
-    "REQUEST",
-    "STEP",
-    "Kind",
-    "Operation",
-    "current",
-    "open_span",
-    "start",
-]
+    "CACHE", "EXTERNAL", "HTTP_CLIENT", "JOB", "QUERY", "REQUEST", "STEP", "Kind", "Known", "Operation",
+    "current", "open_span", "start",
+]  # fmt: skip
 
 # Bound once: they are called for every operation.
 _get_context, _set_context, _reset_context = sdk.get_context, sdk.set_context, sdk.reset_context
 _now_ns, _wall_ns = time.perf_counter_ns, time.time_ns
 _SUPPRESS_KEY, _SPAN_KEY = sdk.SUPPRESS_KEY, sdk.SPAN_KEY
-_ERROR = Status(StatusCode.ERROR)
+_ROWS, _QUERY_TEXT = c.DB_ROWS, c.DB_QUERY_TEXT
+_TEMPLATES_PER_UNIT = 256
+_LONGEST_NAME = 256
 
 
 _current: ContextVar[Operation | None] = ContextVar("otel_perf_operation", default=None)
@@ -58,14 +52,29 @@ class Operation:
 
     __slots__ = (
         "_context_token", "_token", "context", "error_type", "hit", "items", "kind", "labels", "last_error",
-        "name", "parent", "recorded", "runtime", "seconds", "span", "started_ns", "stopped", "told", "waits",
+        "name", "parent", "queries", "recorded", "repeats", "rows", "runtime", "seconds", "span", "started_ns",
+        "stopped", "template", "told", "unit", "waits",
     )  # fmt: skip
 
     def __init__(self, kind: Kind, name: str, labels: list[Any]) -> None:
         self.kind = kind
         self.name = name
         self.labels = labels
+        self.stopped: bool = False
         self.parent: Operation | None = _current.get()
+        parent = self.parent
+        #: The request, job or outermost operation that a query in here belongs to; None where it is that itself.
+        self.unit: Operation | None = None
+        if parent is not None and not kind.unit:
+            unit = parent.unit or parent
+            self.unit = unit if not unit.stopped else None if parent.stopped else parent
+        #: Of a unit: its queries by template, once there was one. `repeats` says that one of them came often.
+        self.queries: dict[str, repeated_queries.Counted] | None = None
+        self.repeats = False
+        #: Of a query: what makes it the same as another. `start` takes it from the query text, masked.
+        self.template: str | None = None
+        #: Of a query: how many rows came back; `set(c.DB_ROWS, n)` fills it in.
+        self.rows: int | None = None
         self.span: Span | None = None
         #: The ids of its span while that is recorded; None without one, or where it keeps nothing.
         self.recorded: SpanContext | None = None
@@ -79,7 +88,6 @@ class Operation:
         self.last_error: str | None = None
         #: Waiting is its job, as with a blocking pop: it is never counted as slow.
         self.waits = False
-        self.stopped = False
         #: What it is measured by; None before `configure()`, and where its metric is recorded by somebody else.
         self.runtime: runtime.Runtime | None = None
         self._token: Token[Operation | None] | None = None
@@ -111,9 +119,14 @@ class Operation:
 
     def set(self, key: str, value: Any) -> None:
         """Puts an attribute on the span, redacted; never on metrics."""
-        if self.span is not None and value is not None:
+        if key == _ROWS:
+            self.rows = value
+        if self.recorded is not None and self.span is not None and value is not None:
             try:
-                self.span.set_attributes(redaction.redact({key: value}))
+                if value.__class__ is int:
+                    self.span.set_attribute(key, value)
+                else:
+                    self.span.set_attributes(redaction.redact({key: value}))
             except Exception:
                 guard.note("setting an attribute")
 
@@ -184,20 +197,41 @@ class Operation:
                 self.fail(self.last_error)
             try:
                 self.labels[-1] = self.error_type
-                # What began before `configure` was called again is not in its counts.
-                if self.runtime is not None and self.runtime is runtime.current:
-                    self._record(self.runtime, wall_ns)
+                in_force = runtime.current
+                if in_force is not None:
+                    # What began before `configure` was called again is not in its counts. Queries are watched also
+                    # where somebody else measures their duration.
+                    if self.runtime is in_force or (self.runtime is None and self.kind.slow is not None):
+                        self._record(in_force, wall_ns)
+                    if self.repeats and self.queries is not None:
+                        in_force.repeated_queries.judge(self, self.queries, in_force)
             except Exception:
                 guard.note(f"measuring a {self.kind.name}")
             span = self.span
             if span is not None and type(span) is not UnsampledSpan:  # of which nothing is kept
-                self._end(span, wall_ns)
+                try:
+                    if self.recorded is not None and (
+                        self.labels != self.told or self.error_type is not None or self.items is not None
+                    ):
+                        self._describe(span)
+                except Exception:
+                    guard.note(f"describing the span of a {self.kind.name}")
+                finally:
+                    span.end(wall_ns)
             # A chain of tasks that start one another must not keep all that ever ran.
+            self.unit = None
             while self.parent is not None and self.parent.stopped:
                 self.parent = self.parent.parent
         finally:
-            if deactivate and (self._token is not None or self._context_token is not None):
-                self.deactivate()
+            token = self._token
+            if deactivate and token is not None:  # as `deactivate` does, without the call
+                context_token, self._token, self._context_token = self._context_token, None, None
+                try:
+                    if context_token is not None:
+                        _reset_context(context_token)
+                    _current.reset(token)
+                except ValueError:
+                    self._leave_elsewhere(context_token)
 
     def _record(self, in_force: runtime.Runtime, wall_ns: int) -> None:
         labels, recorded, kind = self.labels, self.recorded, self.kind
@@ -206,9 +240,36 @@ class Operation:
         value: Any = self.seconds
         if recorded is not None and recorded[3] & 1 and in_force.exemplars:
             value = (value, recorded[0], recorded[1], wall_ns)
-        in_force.at(kind.duration, tuple(labels)).record(value)
-        if not kind.alone:
-            self._record_more(in_force)
+        if self.runtime is not None:
+            in_force.at(kind.duration, tuple(labels)).record(value)
+        if kind.slow is None:
+            if not kind.alone:
+                self._record_more(in_force)
+            return
+        if self.waits:
+            return
+        # A query. What follows is written out here, since it is done for each.
+        seconds = self.seconds or 0.0
+        slow = in_force.slow_queries.record(self, in_force) if seconds >= in_force.slow_query_s else None
+        unit = self.unit
+        if unit is None or unit.stopped:
+            return
+        queries = unit.queries
+        if queries is None:
+            queries = unit.queries = {}
+        template = self.template or self.name
+        counted: repeated_queries.Counted | None = queries.get(template)
+        if counted is None:
+            if len(queries) >= _TEMPLATES_PER_UNIT:
+                return
+            # As a literal: a class of its own would be a call.
+            queries[template] = counted = [0, 0.0, labels, self.name, None]
+        counted[0] += 1
+        counted[1] += seconds
+        if slow is not None:
+            counted[4] = slow
+        if counted[0] == in_force.repeated_query_count:
+            unit.repeats = True
 
     def _record_more(self, in_force: runtime.Runtime) -> None:
         kind, values = self.kind, tuple(self.labels[:-1])
@@ -218,42 +279,16 @@ class Operation:
             in_force.at(kind.items, values).record(plain(self.items))
         if kind.last_success is not None and self.error_type is None:
             in_force.at(kind.last_success, values).record(time.time())
-        seconds = None if self.waits else self.seconds
-        if kind.slow is not None and seconds is not None and seconds >= in_force.slow_query_s:
-            threshold = "critical" if seconds >= in_force.critical_query_s else "slow"
-            in_force.at(kind.slow, (*values, threshold)).record(1)
-
-    def _end(self, span: Span, wall_ns: int) -> None:
-        try:
-            try:
-                if self.recorded is not None and (
-                    self.labels != self.told or self.error_type is not None or self.items is not None
-                ):
-                    self._describe(span)
-            finally:
-                span.end(wall_ns)
-        except Exception:
-            guard.note(f"ending the span of a {self.kind.name}")
 
     def _describe(self, span: Span) -> None:
         """Says what became known after the start."""
-        if self.error_type is not None:
-            span.set_status(_ERROR)
-        keys, told = self.kind.duration.attributes, self.told
-        attributes: dict[str, Any] = {}
-        for index, value in enumerate(self.labels):
-            if value is not None and value is not told[index]:
-                attributes[keys[index]] = value
-        if self.items is not None and self.kind.items is not None:
-            attributes[self.kind.items.name] = plain(self.items)
-        if attributes:
-            span.set_attributes(redaction.redact(attributes))
+        describe(self, span)
 
 
 def start(
     kind: Kind, name: str, labels: Sequence[Any], attributes: Mapping[str, Any] | None = None, *,
     context: Context | None = None, links: Sequence[Link] = (), activate: bool = True, span: bool = True,
-    metrics: bool = True,
+    metrics: bool = True, made: type[Operation] = Operation,
 ) -> Operation:  # fmt: skip
     """Starts an operation; it always answers one, also before `configure()`, and never raises.
 
@@ -262,16 +297,19 @@ def start(
         name: the span's name, of low cardinality.
         labels: the label values in the order of `kind.duration.attributes`, None where not known (yet). `error.type`
             may be left out.
-        attributes: span attributes, redacted here. They are there at the start, so that samplers see them.
+        attributes: span attributes, redacted here. They are there at the start, so that samplers see them. By its
+            `db.query.text` a query is known again: give `redaction.sql(statement).text`, which is masked once for all
+            times (so are `redaction.document` and `redis_command`), or the statement as it is.
         context: the parent's, where that is not the current one: a remote caller's.
         links: other traces that it has to do with.
         activate: makes the operation current in this context; otherwise `activate()` and `deactivate()` do.
         span: False measures only.
         metrics: False makes a span only, where somebody else records the metric of this name.
+        made: the class of what is answered.
     """
     keys = kind.duration.attributes
     values = [*labels, *(None,) * (len(keys) - len(labels))]
-    operation = Operation(kind, name, values)
+    operation = made(kind, name, values)
     in_force = runtime.current
     try:
         if in_force is not None:
@@ -279,46 +317,27 @@ def start(
                 operation.runtime = in_force
                 if kind.active is not None:
                     in_force.at(kind.active, tuple(values[:-1])).record(1)
+            if attributes and kind.slow is not None and _QUERY_TEXT in attributes:
+                shown: Any = attributes[_QUERY_TEXT]
+                if shown.__class__ is not redaction.Masked and attributes.__class__ is not Known:
+                    shown = redaction.query_text(redaction.as_text(shown))
+                    attributes = {**attributes, _QUERY_TEXT: shown}
+                operation.template = shown
             context = _get_context() if context is None else context
             if span and not context.get(_SUPPRESS_KEY):
-                operation.name = redaction.text(name, 256)
+                if len(name) > _LONGEST_NAME or not name.isprintable():
+                    operation.name = redaction.text(name, _LONGEST_NAME)
                 above: Any = context.get(_SPAN_KEY)
-                parent = None if above is None else above.get_span_context()
-                known = partial(_known, keys, values, attributes)
-                open_span(operation, in_force, parent, context, known, links=links)
+                # As `get_span_context` of these two does, without the call.
+                ours = type(above) is LeanSpan or type(above) is UnsampledSpan
+                parent = None if above is None else above._context if ours else above.get_span_context()  # pyright: ignore[reportPrivateUsage]
+                open_span(operation, in_force, parent, context, partial(known, keys, values, attributes), links=links)
     except Exception:
         guard.note(f"starting a {kind.name}")
     if activate:  # also before `configure()`, so that a handle that several share finds its own again
-        operation.activate()
+        # As `activate` does, without the call.
+        operation._token = _current.set(operation)  # pyright: ignore[reportPrivateUsage]
+        if operation.context is not None:
+            operation._context_token = _set_context(operation.context)  # pyright: ignore[reportPrivateUsage]
     operation.started_ns = _now_ns()
     return operation
-
-
-def _known(keys: Sequence[str], labels: list[Any], attributes: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The attributes that a span starts with, redacted."""
-    known = {key: value for key, value in zip(keys, labels, strict=True) if value is not None}
-    if attributes:
-        known.update(attributes)
-    return redaction.redact(known)
-
-
-def open_span(
-    operation: Operation, in_force: runtime.Runtime, parent: SpanContext | None, context: Context,
-    attributes: Callable[[], dict[str, Any]], *, links: Sequence[Link] = (),
-) -> None:  # fmt: skip
-    """Gives an operation its span; the attributes are redacted, and asked for only where somebody sees them."""
-    kind = operation.kind.span_kind
-    if links:
-        span = in_force.tracer.start_span(
-            operation.name, context, kind, attributes(), links, record_exception=False, set_status_on_exception=False
-        )
-    else:
-        span = in_force.entry.begin(operation.name, kind, parent, attributes, context)
-    operation.span = span
-    if type(span) is LeanSpan:
-        operation.recorded = span._context  # pyright: ignore[reportPrivateUsage]  # its own method is one call more
-        operation.told = operation.labels.copy()
-    elif type(span) is not UnsampledSpan and span.is_recording():
-        operation.recorded = span.get_span_context()
-        operation.told = operation.labels.copy()
-    operation.context = Context({**context, _SPAN_KEY: span})

@@ -222,6 +222,19 @@ def test_slow_queries_are_counted(telemetry):
     }
 
 
+def test_too_many_labels_go_into_one_series(telemetry, caplog):
+    """Of 500 collections as many are kept as the limit says, and one warning names the label at fault."""
+    telemetry.restart(cardinality_limit=50)
+    for number in range(500):
+        start(QUERY, "q", ("mongodb", "find", f"c{number}"), activate=False).stop()
+    points = telemetry.points(c.QUERY_DURATION.name)
+    assert len(points) == 50
+    assert sum(point.count for point in points) == 500
+    [record] = caplog.records
+    assert "metric db.client.operation.duration reached 50 series" in record.getMessage()
+    assert "'db.collection.name'" in record.getMessage()
+
+
 def test_before_configure_everything_is_timed_and_nothing_recorded():
     """An operation always comes back, with seconds afterwards."""
     otel_perf.shutdown()
@@ -341,7 +354,7 @@ def test_failing_attributes_and_errors_cost_only_themselves(telemetry, monkeypat
     op = start(STEP, "work", ("x",))
     monkeypatch.setattr(operation.redaction, "redact", broken)
     monkeypatch.setattr(operation.redaction, "exception", broken)
-    op.set("a", 1)
+    op.set("a", "x")
     op.fail(ValueError("x"))
     op.stop()
     assert guard.errors == 3
