@@ -1,19 +1,19 @@
-"""The account of the spans: each is in one place, and `made` is the sum of the places, so that it always balances."""
+"""The account of spans or log records: each is in one place; `made` is the sum of the places, so that it balances."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
 from contextlib import suppress
-from typing import Any, NamedTuple
-
-from opentelemetry.sdk.trace import ReadableSpan
+from typing import Any, Generic, NamedTuple, TypeVar
 
 __all__ = ["Account", "Tally", "emptied"]
 
+T = TypeVar("T")
+
 
 class Tally(NamedTuple):
-    """What became of all spans, at one moment: `made` is the sum of the others."""
+    """What became of all of them, at one moment: `made` is the sum of the others."""
 
     made: int
     delivered: int
@@ -21,8 +21,8 @@ class Tally(NamedTuple):
     queued: int
 
 
-class Account:
-    """The places where spans can be: a queue, in hand, delivered, lost. Moves between them are made under one lock."""
+class Account(Generic[T]):
+    """The places where items can be: a queue, in hand, delivered, lost. Moves between them are made under one lock."""
 
     def __init__(self) -> None:
         self._closed = False
@@ -32,10 +32,10 @@ class Account:
         """Everything at zero, with a new lock."""
         # Re-entrant: while it is held, garbage collection may run code that asks for the counts.
         self._changed = threading.Condition(threading.RLock())
-        self._queue: deque[ReadableSpan] = deque()
+        self._queue: deque[T] = deque()
         self._refused: deque[None] = deque()  # one for each, so that refusing takes no lock either
-        self._in_hand: int = 0  # spans that were taken from the queue and are not done with
-        self._done: int = 0  # spans that were ever queued and are done with, and how many of those were lost
+        self._in_hand: int = 0  # items that were taken from the queue and are not done with
+        self._done: int = 0  # items that were ever queued and are done with, and how many of those were lost
         self._failed: int = 0
         self._encoded_all = False  # nobody takes from the queue any more
         self.delivered = 0
@@ -43,17 +43,17 @@ class Account:
 
     @property
     def queued(self) -> int:
-        """Spans that wait or are on their way."""
+        """Items that wait or are on their way."""
         return self.tally().queued
 
     @property
     def made(self) -> int:
-        """Spans that were ever handed over."""
+        """Items that were ever handed over."""
         return self.tally().made
 
     @property
     def lost(self) -> dict[str, int]:
-        """Spans that were lost, by the reason."""
+        """Items that were lost, by the reason."""
         with self._changed:
             self._count_refused()
             return dict(self._lost)
@@ -74,7 +74,7 @@ class Account:
             self._lost[reason] = self._lost.get(reason, 0) + refused
 
     def _settle(self, count: int, lost: int, reason: str) -> None:
-        """Spans in hand are done with, `lost` of them for a reason."""
+        """Items in hand are done with, `lost` of them for a reason."""
         self._in_hand -= count
         self._done += count
         self._failed += lost

@@ -23,6 +23,7 @@ from otel_perf.telemetry.connection import Connection, Failed, Response
 
 __all__ = ["LOST", "Answer", "Delivery", "Payload", "packed", "partial_success", "say"]
 
+_REJECTED = ("rejectedSpans", "rejectedDataPoints", "rejectedLogRecords")
 _RETRIED = frozenset((429, 502, 503, 504))
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 5.0
@@ -220,7 +221,7 @@ def _partial_success_of_json(body: bytes) -> tuple[int, str]:
         if set(told) - {"partialSuccess"}:
             raise ValueError("no message")
         partly: Any = told.get("partialSuccess") or {}
-        rejected: Any = partly.get("rejectedSpans") or partly.get("rejectedDataPoints") or 0
+        rejected: Any = next((partly[key] for key in _REJECTED if partly.get(key)), 0)
         return max(0, int(rejected)), str(partly.get("errorMessage") or "")
     except (AttributeError, TypeError, OverflowError, RecursionError) as error:  # JSON, but not of this form
         raise ValueError("no message") from error

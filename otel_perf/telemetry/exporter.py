@@ -1,7 +1,8 @@
 """Sending spans: ending one is an append; two threads of ours encode batches and deliver them, with every span counted.
 
-The account is that of `account`, with moves under one lock, which ending a span never takes. Only spans that end at the
-same moment can overshoot the limit of the queue, by one for each thread.
+Log records are sent in the same way (see `log_export`). The account is that of `account`, with moves under one lock,
+which ending a span never takes. Only spans that end at the same moment can overshoot the limit of the queue, by one for
+each thread.
 
 Memory is bounded by encoding early: each 64 spans, or fewer large ones, are encoded whether the endpoint answers or
 not, and wait as bytes, which are counted. What is not encoded yet is what the queue takes until the encoding thread
@@ -16,28 +17,35 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
 from otel_perf import guard
 from otel_perf.telemetry.account import Account, Tally, emptied
 from otel_perf.telemetry.delivery import LOST, Answer
-from otel_perf.telemetry.filling import FIRST_LOOK, Batch, Filling, Slice, SpanSize, slices
+from otel_perf.telemetry.filling import FIRST_LOOK, Batch, Filling, ItemSize, Slice, slices
 from otel_perf.telemetry.span import LeanSpan
-from otel_perf.telemetry.ways import LARGEST_REQUEST_BYTES, SpanWay, unobserved
+from otel_perf.telemetry.ways import LARGEST_REQUEST_BYTES, Way, unobserved
 
-__all__ = ["SpanSender", "Tally"]
+__all__ = ["Sender", "SpanSender", "Tally"]
+
+T = TypeVar("T")
 
 _BATCH = 512
 _DRAINING_EVERY_S = 0.1
 _REFUSED_AT_ONCE = 4096
 
 
-class SpanSender(Account, SpanProcessor):
-    """Queues ended spans and sends them in batches: made = delivered + lost + queued, always."""
+class Sender(Account[T]):
+    """Queues items and sends them in batches: made = delivered + lost + queued, always."""
+
+    #: What is sent, and the word for it in the names of threads.
+    what = "items"
+    signal = "items"
 
     def __init__(
-        self, make_way: Callable[[], SpanWay], queue_size: int, interval_s: float, queue_size_bytes: int = 1 << 24
+        self, make_way: Callable[[], Way[T]], queue_size: int, interval_s: float, queue_size_bytes: int = 1 << 24
     ) -> None:
         self._make_way = make_way
         self._capacity = queue_size
@@ -52,7 +60,7 @@ class SpanSender(Account, SpanProcessor):
 
     def _start(self) -> None:
         self._way = self._make_way()
-        self._room = self._enough = 0  # how many spans may wait, and for how many the encoding thread is woken
+        self._room = self._enough = 0  # how many items may wait, and for how many the encoding thread is woken
         # A lock as a signal, held until there is something to do: to release one is safe in a signal handler and in
         # a garbage collection, which a condition is not.
         self._wake = threading.Lock()
@@ -61,43 +69,26 @@ class SpanSender(Account, SpanProcessor):
         self._urgent = False
         self._batches: deque[Batch] = deque()
         self._bytes = 0  # of what is encoded and not done with
-        self._taken = 0  # spans that are just being encoded
+        self._taken = 0  # items that are just being encoded
         self._filling = Filling()
-        self._size = SpanSize(self._capacity_bytes)
+        self._size = ItemSize(self._capacity_bytes)
         self._over = False
         self._make_room()
         self._threads = [
-            threading.Thread(target=self._encode_all, name="otel_perf-spans", daemon=True),
-            threading.Thread(target=self._send_all, name="otel_perf-send", daemon=True),
+            threading.Thread(target=self._encode_all, name=f"otel_perf-{self.signal}", daemon=True),
+            threading.Thread(target=self._send_all, name=f"otel_perf-send-{self.signal}", daemon=True),
         ]
         for thread in self._threads:
             thread.start()
 
     # What the application's threads do -------------------------------------------------------------------------------
 
-    def on_end(self, span: ReadableSpan) -> None:
-        """Queues a sampled span, or counts it as lost when there is no room."""
-        lean = type(span) is LeanSpan  # its own method would be a call for each span
-        context = span._context if lean else span.get_span_context()  # pyright: ignore[reportPrivateUsage]  # see above
-        if context is None or not context[3] & 1:  # its flags
-            return
-        # From here on the same as `put`: a call less for each span.
+    def put(self, item: T) -> None:
+        """Queues an item, or counts it as lost when there is no room; of spans the flag is not asked."""
         queue = self._queue
         waiting = len(queue)
         if waiting < self._room:
-            queue.append(span)
-            if waiting + 1 >= self._enough and not self._woken:
-                self._woken = True
-                self._wake_up()
-        else:
-            self._refuse()
-
-    def put(self, span: ReadableSpan) -> None:
-        """Queues a span whatever its flag says: late rules keep what was not sampled."""
-        queue = self._queue
-        waiting = len(queue)
-        if waiting < self._room:
-            queue.append(span)
+            queue.append(item)
             if waiting + 1 >= self._enough and not self._woken:
                 self._woken = True
                 self._wake_up()
@@ -122,7 +113,7 @@ class SpanSender(Account, SpanProcessor):
 
     @property
     def capacity(self) -> int:
-        """Spans that can wait or be on their way."""
+        """Items that can wait or be on their way."""
         return self._capacity
 
     @property
@@ -134,7 +125,7 @@ class SpanSender(Account, SpanProcessor):
         each = self._size.each_bytes
         by_bytes = int((self._capacity_bytes - self._bytes) / each) - self._taken
         self._enough = max(1, min(self._batch, self._size.look, by_bytes // 2))
-        # An estimate that is too large is unlearned by the spans that come all the same.
+        # An estimate that is too large is unlearned by the items that come all the same.
         least = int(self._bytes < self._capacity_bytes) if self._in_hand else self._batch
         self._room = 0 if self._closed else max(0, min(self._capacity - self._in_hand, max(least, by_bytes)))
 
@@ -152,7 +143,7 @@ class SpanSender(Account, SpanProcessor):
             if now >= due or self.draining:
                 due = now + (_DRAINING_EVERY_S if self.draining else self._interval_s)
                 # While others wait for the endpoint, a batch may as well fill up.
-                pressing = pressing or self._in_hand == self._filling.spans
+                pressing = pressing or self._in_hand == self._filling.items
             left, most = len(self._queue), FIRST_LOOK  # a few at first: others may come than came before
             while left > 0:
                 left -= self._encode(min(left, most))
@@ -169,14 +160,14 @@ class SpanSender(Account, SpanProcessor):
     def _encode(self, most: int) -> int:
         """Takes a slice from the queue, `most` spans at most, and encodes it; answers how many were asked for."""
         with self._changed:
-            count = min(most, self._size.slice, self._batch - self._filling.spans)
+            count = min(most, self._size.slice, self._batch - self._filling.items)
             # A shutdown that ran out of time may have emptied the queue meanwhile.
             self._taken = min(count, len(self._queue))
             self._in_hand += self._taken
             self._make_room()  # before they are taken, so that nobody finds their room twice
-            spans = [self._queue.popleft() for _ in range(self._taken)]
-        if spans:
-            for each in slices(self._way, spans, self._largest_bytes):
+            items = [self._queue.popleft() for _ in range(self._taken)]
+        if items:
+            for each in slices(self._way, items, self._largest_bytes):
                 self._fill(each)
         return count
 
@@ -188,39 +179,39 @@ class SpanSender(Account, SpanProcessor):
         ):
             self._seal()  # which may make it smaller, too
         with self._changed:
-            self._taken -= each.spans
-            self._size.learn(each.spans, size_bytes)
+            self._taken -= each.items
+            self._size.learn(each.items, size_bytes)
             if self._over:
-                self._settle(each.spans, each.spans, "shutdown")
+                self._settle(each.items, each.items, "shutdown")
             elif each.part is None:
-                self._settle(each.spans, each.spans, "encoding")
+                self._settle(each.items, each.items, "encoding")
             elif self._bytes + size_bytes > self._capacity_bytes:
-                self._settle(each.spans, each.spans, "queue_full")
+                self._settle(each.items, each.items, "queue_full")
             else:
                 self._bytes += size_bytes
                 self._filling.add(each)
                 self._make_room()
-        if self._filling.spans >= self._batch or self._filling.size_bytes >= self._largest_bytes:
+        if self._filling.items >= self._batch or self._filling.size_bytes >= self._largest_bytes:
             self._seal()
 
     def _seal(self) -> None:
         """What has filled up is one batch, which waits to be sent."""
         with self._changed:
             filled, self._filling = self._filling, Filling()
-        if not filled.spans:
+        if not filled.items:
             return
         try:
             encoded, size_bytes = self._way.join(filled.parts)
         except Exception:
-            guard.note("encoding spans")
+            guard.note(f"encoding {self.what}")
             encoded, size_bytes = None, 0
         with self._changed:
             self._bytes -= filled.size_bytes
             if self._over or encoded is None:
-                self._settle(filled.spans, filled.spans, "shutdown" if self._over else "encoding")
+                self._settle(filled.items, filled.items, "shutdown" if self._over else "encoding")
             else:
                 self._bytes += size_bytes
-                self._batches.append(Batch(encoded, filled.spans, size_bytes))
+                self._batches.append(Batch(encoded, filled.items, size_bytes))
                 self._make_room()
                 self._changed.notify_all()
 
@@ -239,20 +230,20 @@ class SpanSender(Account, SpanProcessor):
                 return False
             batch = self._batches.popleft()
         answer = self._sent(batch)
-        rejected = min(answer.rejected, batch.spans)
+        rejected = min(answer.rejected, batch.items)
         with self._changed:
             self._bytes -= batch.size_bytes
             if answer.delivered:
-                self._settle(batch.spans, rejected, "rejected")
+                self._settle(batch.items, rejected, "rejected")
             else:
-                self._settle(batch.spans, batch.spans, "export_failed")
+                self._settle(batch.items, batch.items, "export_failed")
         return True
 
     def _sent(self, batch: Batch) -> Answer:
         try:
             return self._way.send(batch.encoded)
         except Exception:
-            guard.note("sending spans")
+            guard.note(f"sending {self.what}")
             return LOST
 
     # The lifecycle ---------------------------------------------------------------------------------------------------
@@ -266,11 +257,7 @@ class SpanSender(Account, SpanProcessor):
             done = self._changed.wait_for(lambda: self._done >= wanted, timeout_s)
             return done and self._failed == failed
 
-    def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """`flush`, under the SDK's name."""
-        return self.flush(timeout_millis / 1000)
-
-    def shutdown(self, timeout_s: float = 5.0) -> bool:  # type: ignore[override]  # the SDK's answers nothing
+    def shutdown(self, timeout_s: float = 5.0) -> bool:
         """Flushes and stops; what could not be sent within the time is counted as lost."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
@@ -299,18 +286,49 @@ class SpanSender(Account, SpanProcessor):
         self._in_hand += waiting
         filled, self._filling = self._filling, Filling()
         self._bytes -= filled.size_bytes
-        waiting += filled.spans
+        waiting += filled.items
         for batch in self._batches:
             self._bytes -= batch.size_bytes
-            waiting += batch.spans
+            waiting += batch.items
         self._batches.clear()
         if waiting:
             self._settle(waiting, waiting, "shutdown")
 
     def after_fork(self) -> None:
-        """The child sends its own spans over its own connection; the parent keeps what it had."""
+        """The child sends its own items over its own connection; the parent keeps what it had."""
         if self._closed:
-            self._changed = threading.Condition(threading.RLock())  # spans still end, and are counted
+            self._changed = threading.Condition(threading.RLock())  # more comes, and is counted
         else:
             self._open()
             self._start()
+
+
+class SpanSender(Sender[ReadableSpan], SpanProcessor):
+    """Queues ended spans and sends them."""
+
+    what = signal = "spans"
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Queues a sampled span, or counts it as lost when there is no room."""
+        lean = type(span) is LeanSpan  # its own method would be a call for each span
+        context = span._context if lean else span.get_span_context()  # pyright: ignore[reportPrivateUsage]  # see above
+        if context is None or not context[3] & 1:  # its flags
+            return
+        # From here on the same as `put`: a call less for each span.
+        queue = self._queue
+        waiting = len(queue)
+        if waiting < self._room:
+            queue.append(span)
+            if waiting + 1 >= self._enough and not self._woken:
+                self._woken = True
+                self._wake_up()
+        else:
+            self._refuse()
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """`flush`, under the SDK's name."""
+        return self.flush(timeout_millis / 1000)
+
+    def shutdown(self, timeout_s: float = 5.0) -> bool:  # type: ignore[override]  # the SDK's answers nothing
+        """`Sender.shutdown`, which is of two families here."""
+        return super().shutdown(timeout_s)

@@ -2,7 +2,7 @@
 
 The result decodes to what the stock encoder would have sent, with two differences: where that one leaves an attribute
 out (a whole number beyond 64 bits, text with half a surrogate pair, a class it does not know) the value is sent as
-text; and spans of other libraries are redacted (see `foreign`). Log records are not sent.
+text; and spans of other libraries are redacted (see `foreign`).
 Source of the field numbers: opentelemetry-proto, `trace/v1/trace.proto`.
 """
 

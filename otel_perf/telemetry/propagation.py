@@ -1,4 +1,4 @@
-"""The trace context that a caller sends: W3C headers are read by our own code, others by the application's propagators.
+"""The trace context that a caller sends, and that we send: our own code for W3C, the application's propagators else.
 
 What arrives is a stranger's. `trust` says whether it is believed; what is not believed becomes a link, so that the
 caller's trace can still be found from ours. Nothing here raises for what a header says.
@@ -14,12 +14,13 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 from opentelemetry import baggage, trace
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanContext, TraceFlags, TraceState
 
 from otel_perf.telemetry import sdk
 
-__all__ = ["BAGGAGE_KEY", "Caller", "Extractor", "extractor"]
+__all__ = ["BAGGAGE_KEY", "Caller", "Extractor", "Injector", "extractor", "injector"]
 
 #: The context key of baggage, asked of the API itself: the name it has for it is private.
 (BAGGAGE_KEY,) = baggage.set_baggage("key", "value", Context())
@@ -85,6 +86,39 @@ class _ByPropagators:
 def extractor(propagator: Any) -> Extractor | _ByPropagators:
     """What reads a caller's headers as this propagator would: our own code where it is the usual pair."""
     return Extractor() if sdk.is_usual_propagator(propagator) else _ByPropagators(propagator)
+
+
+#: The headers that carry a context on.
+Injector = Callable[[Context], dict[str, str]]
+
+_baggage = W3CBaggagePropagator()
+
+
+def injector(propagator: Any) -> Injector:
+    """What writes the headers as this propagator would: our own code where it is the usual pair."""
+    if sdk.is_usual_propagator(propagator):
+        return _w3c_headers
+
+    def headers(context: Context) -> dict[str, str]:
+        carrier: dict[str, str] = {}
+        propagator.inject(carrier, context)
+        return carrier
+
+    return headers
+
+
+def _w3c_headers(context: Context) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    span: Any = context.get(sdk.SPAN_KEY)
+    if span is not None:
+        found: SpanContext = span.get_span_context()
+        if found[0] and found[1]:
+            headers["traceparent"] = f"00-{found[0]:032x}-{found[1]:016x}-{found[3]:02x}"
+            if found[4] is not trace.DEFAULT_TRACE_STATE and found[4]:
+                headers["tracestate"] = found[4].to_header()
+    if context.get(BAGGAGE_KEY):
+        _baggage.inject(headers, context)
+    return headers
 
 
 def parent(traceparent: str, tracestate: str | None) -> SpanContext | None:

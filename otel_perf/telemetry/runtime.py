@@ -17,7 +17,9 @@ from otel_perf.telemetry.late import Late
 from otel_perf.telemetry.meter import MeterProvider
 from otel_perf.telemetry.pipeline import Pipeline
 from otel_perf.telemetry.prometheus import Exposition
+from otel_perf.telemetry.repeated_queries import RepeatedQueries
 from otel_perf.telemetry.series import Instrument, Registry, Series
+from otel_perf.telemetry.slow_queries import SlowQueries
 from otel_perf.telemetry.tracer import entry
 from otel_perf.telemetry.workers import Exchange
 
@@ -31,8 +33,8 @@ class Runtime:
 
     __slots__ = (
         "_instruments", "critical_query_s", "entry", "exchange", "exemplars", "exposition", "late", "meter_provider",
-        "pipeline", "registry", "resource", "sampler", "sender", "sends_metrics", "settings", "slow_query_s", "tracer",
-        "tracer_provider",
+        "pipeline", "registry", "repeated_queries", "repeated_query_count", "resource", "sampler", "sender",
+        "sends_metrics", "settings", "slow_queries", "slow_query_s", "tracer", "tracer_provider",
     )  # fmt: skip
 
     def __init__(
@@ -40,6 +42,7 @@ class Runtime:
         tracer_provider: trace.TracerProvider, meter_provider: MeterProvider, resource: Resource,
         sender: SpanSender | None = None, sampler: sampling.Sampler = sampling.DEFAULT_ON,
         late: Late | None = None, exchange: Exchange | None = None, sends_metrics: bool = False,
+        slow_queries: SlowQueries | None = None,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.registry = registry
@@ -62,6 +65,10 @@ class Runtime:
         self.exemplars = settings.exemplars
         self.slow_query_s = settings.slow_query_s
         self.critical_query_s = settings.critical_query_s
+        self.repeated_query_count = settings.repeated_query_count
+        self.slow_queries = slow_queries or SlowQueries()
+        self.repeated_queries = RepeatedQueries()
+        pipeline.on_fork(self.repeated_queries.clear)
         self._instruments: dict[str, Instrument] = {}
 
     def instrument(self, metric: Metric) -> Instrument:

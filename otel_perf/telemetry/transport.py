@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
+from opentelemetry.sdk.resources import Resource
 
 from otel_perf import redaction, sources
 from otel_perf._version import __version__
@@ -23,9 +24,18 @@ from otel_perf.settings import Settings, SettingsError
 from otel_perf.telemetry.connection import Connection, Proxy
 from otel_perf.telemetry.delivery import Delivery
 from otel_perf.telemetry.sdk import Preferences
-from otel_perf.telemetry.ways import HttpMetrics, HttpSpans, MetricWay, SpanWay, StockMetrics, StockSpans
+from otel_perf.telemetry.ways import (
+    HttpLogs,
+    HttpMetrics,
+    HttpSpans,
+    LogWay,
+    MetricWay,
+    SpanWay,
+    StockMetrics,
+    StockSpans,
+)
 
-__all__ = ["check", "metric_way", "metrics_endpoint", "span_way", "traces_endpoint"]
+__all__ = ["check", "log_way", "logs_endpoint", "metric_way", "metrics_endpoint", "span_way", "traces_endpoint"]
 
 _log = logging.getLogger("otel_perf")
 
@@ -56,6 +66,13 @@ def metrics_endpoint(settings: Settings) -> str | None:
     return _endpoint(settings, "metrics", "/v1/metrics")
 
 
+def logs_endpoint(settings: Settings) -> str | None:
+    """Where log records go, or None, which is so unless they are asked for."""
+    if not _by_otlp(settings.logs_exporter):
+        return None
+    return _endpoint(settings, "logs", "/v1/logs")
+
+
 def check(settings: Settings) -> None:
     """Finds out before anything is started whether the transport can be had, and says what is switched off.
 
@@ -68,9 +85,19 @@ def check(settings: Settings) -> None:
     for signal, exporters in (("traces", settings.traces_exporter), ("metrics", settings.metrics_exporter)):
         if not _by_otlp(exporters):
             _log.info("otel_perf: %s_exporter is %s, so no %s are sent", signal, ",".join(exporters), signal)
-    for signal, endpoint in (("traces", traces_endpoint(settings)), ("metrics", metrics_endpoint(settings))):
+    found = {
+        "traces": traces_endpoint(settings),
+        "metrics": metrics_endpoint(settings),
+        "logs": logs_endpoint(settings),
+    }
+    for signal, endpoint in found.items():
         if endpoint is None:
             continue
+        if signal == "logs" and _protocol(settings, signal) == "grpc":
+            raise SettingsError(
+                "log records are sent over HTTP alone: set logs_protocol='http/protobuf' and logs_endpoint, such as "
+                "http://localhost:4318/v1/logs, or logs_exporter='none'"
+            )
         _headers(settings, signal)
         context = _context(settings, signal, endpoint)
         if _protocol(settings, signal) == "grpc":
@@ -102,6 +129,15 @@ def span_way(settings: Settings, endpoint: str) -> Callable[[], SpanWay]:
         return lambda: StockSpans(OTLPSpanExporter(**arguments))
     deliver = _by_http(settings, "traces", "spans", endpoint)
     return lambda: HttpSpans(deliver(), _packed(settings, endpoint))
+
+
+def log_way(settings: Settings, resource: Callable[[], Resource]) -> Callable[[], LogWay] | None:
+    """What makes the way for log records, anew after each fork; None where they are not sent."""
+    endpoint = logs_endpoint(settings)
+    if endpoint is None:
+        return None
+    deliver = _by_http(settings, "logs", "log records", endpoint)
+    return lambda: HttpLogs(deliver(), _packed(settings, endpoint), resource)
 
 
 def metric_way(settings: Settings, endpoint: str) -> Callable[[], MetricWay]:

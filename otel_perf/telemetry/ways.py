@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from opentelemetry import context
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
@@ -19,17 +20,22 @@ from otel_perf import guard, redaction
 from otel_perf.telemetry import foreign, sdk
 from otel_perf.telemetry.delivery import LOST, Answer, Delivery, Payload, packed, partial_success, say
 from otel_perf.telemetry.otlp import spans_request
+from otel_perf.telemetry.otlp_logs import LogItem, logs_request
 from otel_perf.telemetry.otlp_metrics import Part, parts
 
 __all__ = [
-    "LARGEST_REQUEST_BYTES", "HttpMetrics", "HttpSpans", "MetricWay", "SpanWay", "StockMetrics", "StockSpans",
-    "unobserved",
+    "LARGEST_REQUEST_BYTES", "HttpLogs", "HttpMetrics", "HttpSpans", "LogWay", "MetricWay", "SpanWay", "StockMetrics",
+    "StockSpans", "Way", "is_ours", "unobserved",
 ]  # fmt: skip
 
 #: Receivers take 4 MiB at least.
 LARGEST_REQUEST_BYTES = 2 * 1024 * 1024
 
 _sending: ContextVar[bool] = ContextVar("otel_perf_sending", default=False)
+_T_contra = TypeVar("_T_contra", contravariant=True)
+
+#: Whether what happens now is of our own making.
+is_ours = _sending.get
 
 
 @contextmanager
@@ -44,10 +50,10 @@ def unobserved() -> Generator[None, None, None]:
         context.detach(token)
 
 
-class SpanWay(Protocol):
-    """A way for batches of spans."""
+class Way(Protocol[_T_contra]):
+    """A way for batches of items."""
 
-    def encode(self, spans: Sequence[ReadableSpan]) -> tuple[Any, int]:
+    def encode(self, items: Sequence[_T_contra], /) -> tuple[Any, int]:
         """A part of what is sent, and about the bytes that it takes."""
         ...
 
@@ -67,6 +73,10 @@ class SpanWay(Protocol):
 
     def close(self) -> None:
         """Lets go of the connection."""
+
+
+SpanWay: TypeAlias = Way[ReadableSpan]
+LogWay: TypeAlias = Way[LogItem]
 
 
 class MetricWay(Protocol):
@@ -108,12 +118,8 @@ class _Http:
         self.close = delivery.close
 
 
-class HttpSpans(_Http):
-    """Spans, encoded by us."""
-
-    def encode(self, spans: Sequence[ReadableSpan]) -> tuple[bytes, int]:
-        body = spans_request(spans)
-        return body, len(body)
+class _HttpBatches(_Http):
+    """Requests that are one request when they are put behind each other."""
 
     def join(self, parts: Sequence[bytes]) -> tuple[Payload, int]:
         payload = packed(parts[0] if len(parts) == 1 else b"".join(parts), self._gzip)
@@ -121,6 +127,26 @@ class HttpSpans(_Http):
 
     def send(self, encoded: Payload) -> Answer:
         return self._delivery.send(encoded, patient=True)
+
+
+class HttpSpans(_HttpBatches):
+    """Spans, encoded by us."""
+
+    def encode(self, spans: Sequence[ReadableSpan], /) -> tuple[bytes, int]:
+        body = spans_request(spans)
+        return body, len(body)
+
+
+class HttpLogs(_HttpBatches):
+    """Log records, encoded by us; they are of the resource that is in force when this is done."""
+
+    def __init__(self, delivery: Delivery, gzip: bool, resource: Callable[[], Resource]) -> None:
+        super().__init__(delivery, gzip)
+        self._resource = resource
+
+    def encode(self, items: Sequence[LogItem], /) -> tuple[bytes, int]:
+        body = logs_request(items, self._resource())
+        return body, len(body)
 
 
 class HttpMetrics(_Http):
@@ -224,7 +250,7 @@ class StockSpans(_Stock):
     def __init__(self, exporter: SpanExporter) -> None:
         super().__init__(exporter, "spans")
 
-    def encode(self, spans: Sequence[ReadableSpan]) -> tuple[tuple[list[ReadableSpan], int], int]:
+    def encode(self, spans: Sequence[ReadableSpan], /) -> tuple[tuple[list[ReadableSpan], int], int]:
         # They wait as objects: what they say, and about 1 KiB for each.
         size_bytes = len(spans_request(spans)) + 1024 * len(spans)
         return (foreign.readable(spans), size_bytes), size_bytes

@@ -114,6 +114,12 @@ class Exchange:
             whole.add(tally, living=living)
         return whole
 
+    @property
+    def has_others(self) -> bool:
+        """Whether this is one of several workers, as far as it can tell without asking them."""
+        ledger = self._ledger
+        return ledger is not None and self._has_others(ledger)
+
     def _has_others(self, ledger: Ledger) -> bool:
         return not self._heads or (self._group is not None and ledger.exists())
 

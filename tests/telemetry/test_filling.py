@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
 from otel_perf import guard
-from otel_perf.telemetry.filling import FIRST_LOOK, Filling, Slice, SpanSize, slices
+from otel_perf.telemetry.filling import FIRST_LOOK, Filling, ItemSize, Slice, slices
 from otel_perf.telemetry.otlp import spans_request
 
 
@@ -69,12 +69,12 @@ def test_slices_behind_each_other_are_one_request():
     request = ExportTraceServiceRequest.FromString(b"".join(filling.parts))
     found = [span.name for each in request.resource_spans for scope in each.scope_spans for span in scope.spans]
     assert found == ["0", "1", "2", "3", "4"]
-    assert (filling.spans, filling.size_bytes) == (5, sum(map(len, filling.parts)))
+    assert (filling.items, filling.size_bytes) == (5, sum(map(len, filling.parts)))
 
 
 def test_the_first_look_is_at_few():
     """What nobody has seen may be of any size; what was seen decides about the next slice."""
-    size = SpanSize(1 << 24)
+    size = ItemSize(1 << 24)
     assert size.look == size.slice == FIRST_LOOK
     size.learn(1, 200 * 1024)
     assert size.each_bytes == pytest.approx(201 * 1024)
@@ -83,7 +83,7 @@ def test_the_first_look_is_at_few():
 
 def test_an_estimate_fades():
     """A giant among small spans is forgotten, and large spans are noticed at the first slice."""
-    size = SpanSize(1 << 24)
+    size = ItemSize(1 << 24)
     size.learn(1, 16 << 20)
     size.learn(64, 64 * 200)
     assert size.each_bytes < 300_000

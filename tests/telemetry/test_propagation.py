@@ -115,3 +115,34 @@ def test_the_keys_are_the_apis_own():
     context = Context({sdk.SPAN_KEY: span, propagation.BAGGAGE_KEY: {"a": "b"}})
     assert trace.get_current_span(context) is span
     assert baggage.get_baggage("a", context) == "b"
+
+
+@given(
+    st.integers(min_value=0, max_value=2**128 - 1), st.integers(min_value=0, max_value=2**64 - 1),
+    st.integers(min_value=0, max_value=255), st.dictionaries(st.sampled_from("abc"), st.just("1"), max_size=3),
+    st.dictionaries(st.text("abz%+ \u00e9=,;", max_size=4), st.text("abz%+ \u00e9=,;", max_size=8), max_size=3),
+)  # fmt: skip
+@settings(max_examples=200)
+def test_headers_written_as_upstream_writes_them(trace_id, span_id, flags, state, entries):
+    """Trace context and baggage leave as the usual propagators write them."""
+    span_context = trace.SpanContext(trace_id, span_id, False, trace.TraceFlags(flags), trace.TraceState(state.items()))
+    context = trace.set_span_in_context(trace.NonRecordingSpan(span_context), Context())
+    for name, value in entries.items():
+        context = baggage.set_baggage(name, value, context)
+    written: dict[str, str] = {}
+    USUAL.inject(written, context)
+    if not span_context.is_valid:  # upstream writes half an id, which nobody reads
+        written = {name: value for name, value in written.items() if name == "baggage"}
+    assert propagation.injector(USUAL)(context) == written
+    assert propagation.injector(USUAL)(Context()) == {}
+
+
+def test_other_propagators_write_themselves():
+    """Where the application has set others, they say what leaves."""
+
+    class Own(TraceContextTextMapPropagator):
+        def inject(self, carrier, context=None, setter=None):
+            carrier["x-own"] = str(baggage.get_baggage("a", context))
+
+    context = baggage.set_baggage("a", "1", Context())
+    assert propagation.injector(Own())(context) == {"x-own": "1"}
