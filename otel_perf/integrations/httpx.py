@@ -5,8 +5,8 @@ each redirect on its own and ends before the body. `Client.send` and `AsyncClien
 every call goes through once, so they are wrapped: one span a call, redirects, authentication and body included. A
 streamed response is measured until it is closed.
 
-Within `measure.external(...)` each call has a span of its own below, and the API is counted once, by the outer
-operation, which fails with the last call in it.
+A redirect copies the headers of the request, so the method that builds it is wrapped too: the trace context must not
+travel on to a stranger. It is private; where it is gone, no context is passed on.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx
-from opentelemetry import propagate
 
-from otel_perf import conventions as c
-from otel_perf import guard, redaction
+from otel_perf import guard
+from otel_perf.integrations import http_call
+from otel_perf.integrations.http_call import Body, Call
 from otel_perf.integrations.patch import Patch, Patches
 from otel_perf.integrations.registry import Undo
-from otel_perf.telemetry import operation, runtime
-from otel_perf.telemetry.operation import EXTERNAL, HTTP_CLIENT, Operation
+from otel_perf.telemetry import runtime
 
-__all__ = ["instrument", "matches"]
+__all__ = ["elsewhere", "instrument", "matches"]
 
-_METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
-_PORTS = {"http": 80, "https": 443}
+_UPSTREAM = "opentelemetry.instrumentation.httpx"
+_VERSIONS = {b"HTTP/1.0": "1.0", b"HTTP/1.1": "1.1", b"HTTP/2": "2", b"HTTP/3": "3"}
+_BUILD = "_build_redirect_request"
+_redirecting: type | None = next((each for each in httpx.Client.__mro__ if _BUILD in vars(each)), None)
 
 
 def matches(target: object) -> bool:
@@ -42,165 +43,99 @@ def instrument(target: httpx.Client | httpx.AsyncClient | None = None) -> Undo:
     return _patches.take(target)
 
 
-class _Call:
-    """One call in flight: its operations, from innermost to outermost, and the `measure.external` around it."""
-
-    __slots__ = ("error_type", "http", "operations", "outer")
-
-    def __init__(self, http: Operation | None, outer: Operation | None, external: Operation | None) -> None:
-        self.http = http
-        self.outer = outer
-        self.error_type: str | None = None
-        self.operations = [each for each in (http, external) if each is not None]
-
-    def answered(self, response: httpx.Response) -> None:
-        """Takes over what the response says; from 400 on its status is the error."""
-        try:
-            status = response.status_code
-            if self.http is not None:
-                self.http.label(c.HTTP_STATUS, status)
-                self.http.label(c.PROTOCOL_VERSION, response.http_version.rpartition("/")[2])
-            if status >= 400:
-                self.fail(str(status))
-        except Exception:
-            guard.note("reading an httpx response")
-
-    def fail(self, error: BaseException | str) -> None:
-        """Marks the call as failed; the first error counts."""
-        if self.error_type is None:
-            self.error_type = error if isinstance(error, str) else redaction.exception_type(error)
-        for each in self.operations:
-            each.fail(error)
-
-    def stop(self, error: BaseException | None = None) -> None:
-        """Ends the call; the block around it takes over whether it failed, so that a retry makes good."""
-        try:
-            if error is not None:
-                self.fail(error)
-            if self.outer is not None:
-                self.outer.last_error = self.error_type
-        except Exception:
-            guard.note("ending an httpx call")
-        for each in self.operations:
-            each.stop(error)
-
-    def deactivate(self) -> None:
-        for each in self.operations:
-            each.deactivate()
-
-
-def _begin(client: object, request: httpx.Request) -> _Call | None:
-    if runtime.current is None or not _patches.measures(client):
+def elsewhere() -> str | None:
+    """Who else measures all clients."""
+    module: Any = sys.modules.get(_UPSTREAM)
+    if module is None or not module.HTTPXClientInstrumentor().is_instrumented_by_opentelemetry:
         return None
-    above = operation.current()
-    if above is not None and above.within("http_client"):
-        return None
-    outer = _external(above)
-    method = request.method if request.method in _METHODS else "_OTHER"
-    url = request.url
-    external = None
-    if outer is None:
-        external = operation.start(EXTERNAL, method, (url.host, method), activate=False, span=False)
-    if _upstream_active(client):
-        return _Call(None, outer, external)
-    port = url.port or _PORTS.get(url.scheme)
-    attributes = {c.URL_FULL: str(url), c.PEER_SERVICE: url.host}
-    if method != request.method:
-        attributes[c.HTTP_METHOD_ORIGINAL] = request.method
-    labels = (method, url.host, port, None, url.scheme)
-    http = operation.start(HTTP_CLIENT, method, labels, attributes)
-    try:
-        propagate.inject(request.headers)
-    except Exception:
-        guard.note("passing the trace context on")
-    return _Call(http, outer, external)
+    return "opentelemetry-instrumentation-httpx"
 
 
-def _external(above: Operation | None) -> Operation | None:
-    while above is not None:
-        if above.kind is EXTERNAL and not above.stopped:
-            return above
-        above = above.parent
-    return None
-
-
-def _upstream_active(client: object) -> bool:
+def _foreign(client: object) -> bool:
     # opentelemetry-instrumentation-httpx makes the span, the metric and the headers itself.
-    module: Any = sys.modules.get("opentelemetry.instrumentation.httpx")
-    if module is None:
-        return False
-    if getattr(client, "_is_instrumented_by_opentelemetry", False):
-        return True
-    return bool(module.HTTPXClientInstrumentor().is_instrumented_by_opentelemetry)
+    return getattr(client, "_is_instrumented_by_opentelemetry", False) or elsewhere() is not None
 
 
-def _started(client: object, request: httpx.Request) -> _Call | None:
+def _start(client: Any, request: httpx.Request) -> Call | None:
     try:
-        return _begin(client, request)
+        foreign = _UPSTREAM in sys.modules and _foreign(client)
+        call = http_call.start(request.method, str(request.url), foreign=foreign)
     except Exception:
         guard.note("starting an httpx call")
         return None
+    if call is not None and _redirecting is not None:
+        try:
+            for name, value in call.headers.items():
+                request.headers[name] = value
+        except Exception:
+            guard.note("passing the trace context on")
+    return call
 
 
 class _SyncBody(httpx.SyncByteStream):
     """A streamed body whose end is the end of the call."""
 
-    def __init__(self, stream: httpx.SyncByteStream, call: _Call) -> None:
+    def __init__(self, stream: httpx.SyncByteStream, body: Body) -> None:
         self._stream = stream
-        self._call = call
+        self._body = body
 
     def __iter__(self) -> Iterator[bytes]:
         try:
             yield from self._stream
         except Exception as error:
-            self._call.fail(error)
+            self._body.call.fail(error)
             raise
 
     def close(self) -> None:
         try:
             self._stream.close()
         finally:
-            self._call.stop()
+            self._body.call.stop()
 
 
 class _AsyncBody(httpx.AsyncByteStream):
     """The same for an async client."""
 
-    def __init__(self, stream: httpx.AsyncByteStream, call: _Call) -> None:
+    def __init__(self, stream: httpx.AsyncByteStream, body: Body) -> None:
         self._stream = stream
-        self._call = call
+        self._body = body
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             async for chunk in self._stream:
                 yield chunk
-        except Exception as error:
-            self._call.fail(error)
+        except GeneratorExit:  # whoever read it has enough
+            raise
+        except BaseException as error:  # cancelled, too
+            self._body.call.fail(error)
             raise
 
     async def aclose(self) -> None:
         try:
             await self._stream.aclose()
         finally:
-            self._call.stop()
+            self._body.call.stop()
 
 
-def _finish(call: _Call, response: httpx.Response, streamed: bool) -> None:
-    call.answered(response)
-    if not streamed or response.is_closed:
+def _finish(call: Call, response: httpx.Response, options: dict[str, Any]) -> None:
+    try:
+        call.answered(response.status_code, _VERSIONS.get(response.extensions.get("http_version", b"HTTP/1.1")))
+    except Exception:
+        guard.note("reading an httpx response")
+    if not options.get("stream") or response.is_closed:
         call.stop()
-        return
-    call.deactivate()
-    if isinstance(response.stream, httpx.SyncByteStream):
-        response.stream = _SyncBody(response.stream, call)
+    elif isinstance(response.stream, httpx.SyncByteStream):
+        response.stream = _SyncBody(response.stream, call.stream())
     else:
-        response.stream = _AsyncBody(response.stream, call)
+        response.stream = _AsyncBody(response.stream, call.stream())
 
 
 def _sync_send(original: Callable[..., httpx.Response]) -> Callable[..., httpx.Response]:
     @functools.wraps(original)
     def send(self: httpx.Client, request: httpx.Request, **options: Any) -> httpx.Response:
-        call = _started(self, request)
+        if runtime.current is None or not (_patches.everything or _patches.measures(self)):
+            return original(self, request, **options)
+        call = _start(self, request)
         if call is None:
             return original(self, request, **options)
         try:
@@ -208,7 +143,7 @@ def _sync_send(original: Callable[..., httpx.Response]) -> Callable[..., httpx.R
         except BaseException as error:
             call.stop(error)
             raise
-        _finish(call, response, bool(options.get("stream")))
+        _finish(call, response, options)
         return response
 
     return send
@@ -217,19 +152,36 @@ def _sync_send(original: Callable[..., httpx.Response]) -> Callable[..., httpx.R
 def _async_send(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     async def send(self: httpx.AsyncClient, request: httpx.Request, **options: Any) -> httpx.Response:
-        call = _started(self, request)
+        response: httpx.Response
+        wanted = runtime.current is not None and (_patches.everything or _patches.measures(self))
+        call = _start(self, request) if wanted else None
         if call is None:
-            response: httpx.Response = await original(self, request, **options)
+            response = await original(self, request, **options)
             return response
         try:
             response = await original(self, request, **options)
         except BaseException as error:
             call.stop(error)
             raise
-        _finish(call, response, bool(options.get("stream")))
+        _finish(call, response, options)
         return response
 
     return send
 
 
-_patches = Patches(lambda: [Patch(httpx.Client, "send", _sync_send), Patch(httpx.AsyncClient, "send", _async_send)])
+def _build_redirect(original: Callable[..., httpx.Request]) -> Callable[..., httpx.Request]:
+    @functools.wraps(original)
+    def build(self: Any, request: httpx.Request, response: httpx.Response) -> httpx.Request:
+        built = original(self, request, response)
+        http_call.reroute(built.headers, str(built.url))
+        return built
+
+    return build
+
+
+def _made() -> list[Patch]:
+    patches = [Patch(httpx.Client, "send", _sync_send), Patch(httpx.AsyncClient, "send", _async_send)]
+    return patches if _redirecting is None else [*patches, Patch(_redirecting, _BUILD, _build_redirect)]
+
+
+_patches = Patches(_made)
