@@ -17,6 +17,8 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from otel_perf import instrument, measure
+from otel_perf.integrations import sqlalchemy as integration
+from otel_perf.integrations import sqlalchemy_events
 from otel_perf.telemetry import operation
 from tests.conftest import Telemetry
 
@@ -26,6 +28,13 @@ _USERS = sa.Table(
 )
 #: Long enough to be cancelled in between, on SQLite.
 _SLOW = "WITH RECURSIVE r(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM r WHERE i < 3000000) SELECT count(*) FROM r"
+
+
+@pytest.fixture(params=["methods", "events"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to measure: the second is for a SQLAlchemy that has not the methods that we wrap."""
+    monkeypatch.setattr(integration, "_BY_METHODS", request.param == "methods")
+    return str(request.param)
 
 
 @pytest.fixture
@@ -135,6 +144,19 @@ def test_an_error_has_the_type_of_the_driver_and_no_values(telemetry: Telemetry,
     assert telemetry.points("db.client.operation.duration", error__type="sqlite3.IntegrityError")[0].count == 1
 
 
+@pytest.mark.parametrize("way", ["methods"], indirect=True)
+def test_every_failure_is_counted_and_names_are_bounded(telemetry: Telemetry, engine: sa.Engine) -> None:
+    """2,500 failed statements, each of another table, are 2,500 failed measurements in a bounded number of series."""
+    with instrument(engine), engine.connect() as connection:
+        for number in range(2500):
+            with pytest.raises(sa.exc.OperationalError):
+                connection.exec_driver_sql(f"SELECT * FROM nowhere{number}")
+    points = telemetry.points("db.client.operation.duration")
+    assert sum(point.count for point in points) == len(telemetry.spans) == 2500
+    assert len(points) <= 2001
+    assert all((span.attributes or {})["error.type"] == "sqlite3.OperationalError" for span in telemetry.spans)
+
+
 def test_a_failing_handler_of_the_application_leaves_nothing_open(telemetry: Telemetry, engine: sa.Engine) -> None:
     """Where an application's error handler raises, SQLAlchemy calls no later one; ours came first."""
 
@@ -151,6 +173,7 @@ def test_a_failing_handler_of_the_application_leaves_nothing_open(telemetry: Tel
     assert [span.name for span in telemetry.spans] == ["SELECT", "SELECT"]
 
 
+@pytest.mark.parametrize("way", ["events"], indirect=True)
 def test_an_operation_whose_end_never_came_is_ended_by_the_next(telemetry: Telemetry, engine: sa.Engine) -> None:
     """Should an end be kept from us, the next statement of the connection ends the old operation and is measured."""
 
@@ -172,9 +195,7 @@ def test_an_operation_whose_end_never_came_is_ended_by_the_next(telemetry: Telem
 
 
 def _hooks() -> dict[str, object]:
-    from otel_perf.integrations import sqlalchemy
-
-    return dict(sqlalchemy._QUERIES + sqlalchemy._ENDS)
+    return dict(sqlalchemy_events.HOOKS)
 
 
 def test_all_engines_old_and_new(telemetry: Telemetry, engine: sa.Engine) -> None:
