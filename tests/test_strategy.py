@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_perf import strategy
+from otel_perf import measure, strategy
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +85,35 @@ def test_a_pattern_for_everything_is_refused(pattern):
     with pytest.raises(ValueError, match="it would match every key; begin it with a prefix"):
         strategy.declare("S", pattern)
     assert strategy.declared() == ()
+
+
+def test_a_strategy_may_be_one_object():
+    """Declared as it is written down elsewhere: name, pattern, lifetime and expected hit rate in one."""
+    profile = strategy.Strategy("USER_PROFILE", "user:profile:*", ttl_s=900, expected_hit_rate=0.90)
+    assert measure.strategy(profile) is profile
+    assert strategy.find("user:profile:7") is profile
+    with pytest.raises(ValueError, match=r"expected_hit_rate of 'WRONG' is 90"):
+        measure.strategy(strategy.Strategy("WRONG", "a:*", expected_hit_rate=90))
+
+
+@given(st.lists(st.tuples(st.text("ab:", max_size=3), st.text("ab:", max_size=2)), max_size=8), st.text("ab:"))
+def test_the_index_finds_what_a_walk_finds(made, key):
+    """Whatever is declared, the first strategy that matches in the order of declaration is the one."""
+    strategy._strategies.clear()
+    for number, (first, last) in enumerate(made):
+        if first or last:
+            strategy.declare(f"S{number}", f"{first}*{last}")
+    walked = (each for each in strategy.declared() if strategy.matches(key, strategy.split(each.pattern)))
+    assert strategy.find(key) is next(walked, None)
+
+
+def test_a_hundred_strategies_cost_as_much_as_one(monkeypatch):
+    """Only the strategies that begin as the key does are held against it."""
+    for number in range(100):
+        strategy.declare(f"S{number:02}", f"family{number:02}:*")
+    held = []
+    matches = strategy.matches
+    monkeypatch.setattr(strategy, "matches", lambda key, parts: held.append(parts) or matches(key, parts))
+    assert strategy.find("family57:x").name == "S57"
+    assert strategy.find("elsewhere") is None
+    assert len(held) == 1

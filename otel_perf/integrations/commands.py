@@ -7,8 +7,11 @@ redis-py 8 sends beyond that, and the commands of the modules that it knows.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
-__all__ = ["known", "waits"]
+from otel_perf import redaction
+
+__all__ = ["command_name", "known", "shown", "waits", "waits_on_wish"]
 
 _LIST = """
 ACL APPEND ARCOUNT ARDEL ARDELRANGE ARGET ARGETRANGE ARGREP ARINFO ARINSERT ARLASTITEMS ARLEN ARMGET ARMSET
@@ -49,6 +52,7 @@ TS.ADD TS.ALTER TS.CREATE TS.CREATERULE TS.DECRBY TS.DEL TS.DELETERULE TS.GET TS
 TS.MRANGE TS.MREVRANGE TS.NRANGE TS.NREVRANGE TS.QUERYINDEX TS.QUERYLABELS TS.RANGE TS.READ TS.REVRANGE
 """
 _NAMES = frozenset(_LIST.split())
+_LONGEST = 64  # so many characters of a command are looked at
 
 # The second word of these is part of the name; of all others it is an argument.
 _CONTAINERS = {
@@ -93,12 +97,35 @@ _WAITING_ON_WISH = frozenset(("XREAD", "XREADGROUP"))
 
 def known(command: str) -> str:
     """The name of a command as it may be shown: `GET`, `CONFIG SET`, and `OTHER` for what is no known command."""
-    words = command[:64].upper().split(maxsplit=2)
+    words = command[:_LONGEST].upper().split(maxsplit=2)
     if not words or words[0] not in _NAMES:
         return "OTHER"
     if len(words) > 1 and words[1] in _CONTAINERS.get(words[0], ()):
         return f"{words[0]} {words[1]}"
     return words[0]
+
+
+def command_name(command: object) -> str:
+    """`GET`, `CONFIG SET` or `OTHER`; never an argument, although redis-py takes `execute_command("GET key")`."""
+    if isinstance(command, (str, bytes)) and len(command) > _LONGEST:
+        command = command[:_LONGEST]  # what is kept of it must not be as long as it is
+    return _name(command)
+
+
+@lru_cache(maxsize=1024)
+def _name(command: object) -> str:
+    return known(command.decode("latin-1") if isinstance(command, bytes) else str(command))
+
+
+@lru_cache(maxsize=1024)
+def shown(name: str, arguments: int) -> str:
+    """The text of a command that has so many arguments, each of them masked: `SET ? ?`."""
+    return redaction.redis_command(name, *range(min(arguments, 9)))
+
+
+def waits_on_wish(name: str) -> bool:
+    """Whether it is for the arguments to say that a command waits."""
+    return name in _WAITING_ON_WISH
 
 
 def waits(name: str, arguments: Iterable[object]) -> bool:

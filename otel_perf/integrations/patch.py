@@ -7,48 +7,70 @@ its connection back only when the garbage collector comes by.
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, Protocol
+from weakref import ref
 
 from otel_perf.integrations.registry import Undo
 
-__all__ = ["Holds", "Patch", "Patches"]
+__all__ = ["Answered", "Begin", "Begun", "Holds", "Patch", "Patches", "around", "around_async"]
 
 
 class Holds:
-    """How many handles hold each target; `target in holds` is asked on hot paths."""
+    """How many handles hold each target; `target in holds` is asked on hot paths.
 
-    __slots__ = ("_counts", "_lock")
+    Targets are held weakly and known by their identity: asking `ids` for that is no Python call.
+    """
+
+    __slots__ = ("_lock", "_refs", "ids")
 
     def __init__(self) -> None:
-        self._counts: MutableMapping[Any, int] = WeakKeyDictionary()
+        #: How many handles hold a target, by its `id`; a target that is gone is not in it.
+        self.ids: dict[int, int] = {}
+        self._refs: dict[int, ref[Any]] = {}
         self._lock = threading.Lock()
 
     def __contains__(self, target: object) -> bool:
-        return target in self._counts
+        return id(target) in self.ids
 
     def __len__(self) -> int:
-        return len(self._counts)
+        return len(self.ids)
+
+    def targets(self) -> list[Any]:
+        """Those that are held and alive."""
+        found = (each() for each in list(self._refs.values()))
+        return [target for target in found if target is not None]
 
     def take(
         self, target: Any, put_in: Callable[[], object] | None = None, take_out: Callable[[], object] | None = None
     ) -> Undo:
         """Holds a target until the answer is undone; `put_in` runs for its first holder, `take_out` for its last."""
-        with self._lock:
-            held = self._counts.get(target, 0)
-            if not held and put_in is not None:
-                put_in()
-            self._counts[target] = held + 1
+        key, ids, refs = id(target), self.ids, self._refs
 
-        def release() -> None:
+        def gone(_: object) -> None:
+            ids.pop(key, None)
+            refs.pop(key, None)
+
+        with self._lock:
+            held = ids.get(key, 0)
+            if not held:
+                if put_in is not None:
+                    put_in()
+                refs[key] = ref(target, gone)
+            ids[key] = held + 1
+
+        def release(target: Any = target) -> None:  # whoever could release it keeps it alive, and with it its `id`
+            del target
             with self._lock:
-                left = self._counts.get(target, 1) - 1
+                left = ids.get(key, 1) - 1
                 if left:
-                    self._counts[target] = left
+                    ids[key] = left
                     return
-                self._counts.pop(target, None)
+                ids.pop(key, None)
+                refs.pop(key, None)
                 if take_out is not None:
                     take_out()
 
@@ -56,11 +78,11 @@ class Holds:
 
 
 class Patch:
-    """One method of one class, wrapped while it is wanted."""
+    """One method of one class, or one function of a module, wrapped while it is wanted."""
 
     __slots__ = ("_name", "_original", "_ours", "_owner", "_wrap")
 
-    def __init__(self, owner: type, name: str, wrap: Callable[[Any], Any]) -> None:
+    def __init__(self, owner: type | ModuleType, name: str, wrap: Callable[[Any], Any]) -> None:
         self._owner = owner
         self._name = name
         self._wrap = wrap
@@ -69,7 +91,7 @@ class Patch:
 
     def put_in(self) -> None:
         """Wraps the method, unless our wrapper is there already, below somebody else's perhaps."""
-        found = vars(self._owner)[self._name]
+        found: Any = vars(self._owner)[self._name]
         if self._ours is not None and _below(found, self._ours):
             return
         self._original, self._ours = found, self._wrap(found)
@@ -97,14 +119,20 @@ class _Everything:
 class Patches:
     """The patched methods of a library, there while the library or an object of it is measured."""
 
-    __slots__ = ("_holds", "_make", "_patches", "_targets", "everything")
+    __slots__ = ("_holds", "_make", "_patches", "_targets", "everything", "ids")
 
     def __init__(self, make: Callable[[], Sequence[Patch]]) -> None:
         self._make = make
         self._patches: Sequence[Patch] = ()
         self._holds = Holds()
         self._targets = Holds()
+        #: `everything or id(target) in ids` is what `measures(target)` answers, for hot paths.
         self.everything = False
+        self.ids = self._targets.ids
+
+    def targets(self) -> list[Any]:
+        """The objects that are measured one by one."""
+        return [target for target in self._targets.targets() if target is not _Everything]
 
     def measures(self, target: object) -> bool:
         """Whether calls of this object are wanted."""
@@ -130,3 +158,83 @@ class Patches:
     def _take_out(self) -> None:
         for patch in reversed(self._patches):
             patch.take_out()
+
+
+class Begun(Protocol):
+    """What measures one call of a method."""
+
+    def stop(self, error: BaseException | None = None) -> None: ...
+
+
+class Answered:
+    """The same where the answer says something too."""
+
+    __slots__ = ()
+
+    def stop(self, error: BaseException | None = None) -> None:
+        """Ends it after an exception."""
+        raise NotImplementedError
+
+    def answered(self, answer: Any) -> None:
+        """Ends it after an answer."""
+        raise NotImplementedError
+
+
+Begin = Callable[[Any, tuple[Any, ...]], Begun | None]
+
+
+def _stop(begun: Any, error: BaseException) -> None:
+    begun.stop(error)
+
+
+def around(begin: Begin, failed: Callable[[Any, BaseException], None] = _stop) -> Callable[[Any], Any]:
+    """What wraps a method: `begin` is given its object and its arguments, and may answer None for a call of no concern.
+
+    Neither `begin` nor what it answers may raise.
+    """
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def measured(self: Any, *args: Any, **options: Any) -> Any:
+            begun = begin(self, args)
+            if begun is None:
+                return original(self, *args, **options)
+            try:
+                answer = original(self, *args, **options)
+            except BaseException as error:
+                failed(begun, error)
+                raise
+            if isinstance(begun, Answered):
+                begun.answered(answer)
+            else:
+                begun.stop()
+            return answer
+
+        return measured
+
+    return wrap
+
+
+def around_async(begin: Begin, failed: Callable[[Any, BaseException], None] = _stop) -> Callable[[Any], Any]:
+    """The same for a coroutine method."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        async def measured(self: Any, *args: Any, **options: Any) -> Any:
+            begun = begin(self, args)
+            if begun is None:
+                return await original(self, *args, **options)
+            try:
+                answer = await original(self, *args, **options)
+            except BaseException as error:
+                failed(begun, error)
+                raise
+            if isinstance(begun, Answered):
+                begun.answered(answer)
+            else:
+                begun.stop()
+            return answer
+
+        return measured
+
+    return wrap

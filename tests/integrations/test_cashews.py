@@ -106,7 +106,7 @@ def test_get_many_counts_keys(telemetry: Telemetry) -> None:
     }
     (span,) = telemetry.spans
     assert (span.attributes or {})["cache.key.count"] == 4
-    assert (span.attributes or {})["cache.result"] == "miss"
+    assert (span.attributes or {})["cache.result"] == "partial"
 
 
 def test_decorated_functions(telemetry: Telemetry) -> None:
