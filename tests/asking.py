@@ -1,4 +1,4 @@
-"""Requests to an ASGI app in this process, without a server."""
+"""Requests to an ASGI app in this process, without a server, and plain apps to ask."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 
 import httpx
 
-__all__ = ["ask", "ask_all", "scope"]
+__all__ = ["BODY", "START", "Copying", "answering", "ask", "ask_all", "drive", "scope"]
+
+START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
+BODY = {"type": "http.response.body", "body": b"ok"}
 
 
 def ask(app: Any, path: str, method: str = "GET", **options: Any) -> httpx.Response:
@@ -33,3 +36,41 @@ def scope(path: str = "/", **more: Any) -> dict[str, Any]:
         "scheme": "http", "path": path, "raw_path": path.encode("utf-8", "replace"), "query_string": b"",
         "root_path": "", "headers": [], "client": ("127.0.0.1", 4242), "server": ("127.0.0.1", 8000), **more,
     }  # fmt: skip
+
+
+def answering(*messages: Any, then: Any = None) -> Any:
+    """An app that sends these messages; an exception among them is raised."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for message in messages or (START, BODY):
+            if isinstance(message, BaseException):
+                raise message
+            await send(message)
+        if then is not None:
+            await then()
+
+    return app
+
+
+def drive(app: Any, **more: Any) -> list[Any]:
+    """Calls an app with a bare scope; answers what it sent."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope(**more), receive, send))
+    return sent
+
+
+class Copying:
+    """A middleware that hands on a copy of the scope, as some do."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(dict(scope), receive, send)

@@ -1,4 +1,4 @@
-"""Requests of any ASGI app, measured by a middleware that imports nothing from a framework."""
+"""Requests and connections of any ASGI app, measured by a middleware that imports nothing from a framework."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from types import FunctionType, TracebackType
 from typing import Any
 
 from otel_perf import guard
-from otel_perf.integrations import others
+from otel_perf.integrations import background, others
 from otel_perf.integrations.others import Share
+from otel_perf.integrations.registry import Undo
 from otel_perf.integrations.request import App, Message, Receive, Request, Send
 from otel_perf.integrations.routes import MARK, Routes, Scope
-from otel_perf.telemetry import runtime
+from otel_perf.integrations.websocket import Connection
+from otel_perf.telemetry import loops, runtime
 
 __all__ = ["Middleware", "instrument", "matches"]
 
@@ -24,7 +26,7 @@ _LIFESPAN_ENDS = ("lifespan.shutdown.complete", "lifespan.shutdown.failed", "lif
 
 
 class Middleware:
-    """An ASGI middleware that measures requests; of a plain ASGI app it is also the handle that undoes it.
+    """An ASGI middleware that measures requests and connections; of a plain ASGI app it is also the handle.
 
     Args:
         app: the ASGI app below.
@@ -34,7 +36,7 @@ class Middleware:
         native: FastAPI's own telemetry stays on.
     """
 
-    __slots__ = ("_foreign", "_native", "app", "bare", "on", "routes", "share")
+    __slots__ = ("_foreign", "_native", "_tasks", "app", "bare", "on", "routes", "share")
 
     def __init__(
         self, app: App, *, share: Share = others.ALL, routes: Routes | None = None, bare: App | None = None,
@@ -46,6 +48,7 @@ class Middleware:
         self.routes = routes or Routes(app)
         self.on = True
         self._native = native
+        self._tasks = Undo()
         # A middleware of Starlette's within that makes the span must not be kept from it.
         self._foreign = not share.span and share.active
         self.routes.refresh()
@@ -57,6 +60,8 @@ class Middleware:
         if scope["type"] != "http":
             await self._other(scope, receive, send)
             return
+        if loops.wanted:  # the first request of this process
+            loops.watch_running()
         share = self.share
         marked = others.FASTAPI in scope or others.STARLETTE in scope
         # What FastAPI leaves in the scope was counted in already where its own telemetry stays on.
@@ -84,7 +89,34 @@ class Middleware:
                 scope.pop(others.FASTAPI, None)
                 scope.pop(others.STARLETTE, None)
 
+    async def _connection(self, scope: Scope, receive: Receive, send: Send) -> None:
+        share = self.share
+        marked = others.FASTAPI in scope
+        if not self._native and (marked or type(send) is FunctionType):
+            share = others.around(scope, send) or share
+        # Others make spans of connections and no metrics; Starlette's middleware, which counts nothing, makes neither.
+        span = share.span or (share.active and not self._native)
+        connection = scope[MARK] = Connection(self.routes, scope, receive, send, span=span)
+        connection.begin()
+        if not self._native:
+            scope[others.FASTAPI] = None
+        try:
+            await self.app(scope, connection.receive, connection.send)
+        except BaseException as error:
+            connection.end(error)
+            raise
+        else:
+            connection.end()
+        finally:
+            connection.leave()
+            scope.pop(MARK, None)
+            if not marked:
+                scope.pop(others.FASTAPI, None)
+
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._connection(scope, receive, send)
+            return
         if scope["type"] != "lifespan" or _LIFESPAN_MARK in scope:
             if not self._native:
                 scope[others.FASTAPI] = None  # as with requests, it is off in mounted apps too
@@ -93,6 +125,7 @@ class Middleware:
         scope[_LIFESPAN_MARK] = True
         if runtime.current is not None:
             runtime.current.pipeline.renew_signals()
+        loops.watch_running()
 
         async def send_after_flush(message: Message) -> None:
             if message["type"] in _LIFESPAN_ENDS:
@@ -105,6 +138,12 @@ class Middleware:
         """Makes it a pass-through."""
         self.on = False
         self.routes.undo()
+        self._tasks.undo()
+
+    def take_tasks(self) -> Middleware:
+        """Measures background tasks too, where the app's framework has them."""
+        self._tasks = background.take()
+        return self
 
     def __enter__(self) -> Middleware:
         return self
@@ -162,6 +201,6 @@ def instrument(app: Any, *, engine: str | None = None) -> Middleware:
         return app
     found = others.within(app)
     if found is None or (found[0].startswith("starlette") and engine == "ours"):
-        return Middleware(app)
+        return Middleware(app).take_tasks()
     _log.info("otel_perf: %s measures this app already; what it leaves out is added", found[0])
-    return Middleware(app, share=found[1])
+    return Middleware(app, share=found[1]).take_tasks()

@@ -13,7 +13,7 @@ from otel_perf.integrations.others import Share
 from otel_perf.integrations.registry import Undo
 from otel_perf.integrations.routes import Scope
 
-__all__ = ["chosen", "has", "keep", "left_by", "switch_off"]
+__all__ = ["chosen", "has", "keep", "left_by", "shows_parts", "switch_off"]
 
 _OFF = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
@@ -64,6 +64,11 @@ def left_by(app: Any) -> Share:
     options = _options(app) or {}
     metrics = bool(options.get("metrics"))
     return Share(span=False, duration=not metrics, active=not metrics) if options else others.ALL
+
+
+def shows_parts(scope: Scope) -> bool:
+    """Whether it makes spans of dependencies, endpoint, serialization and background tasks in this request."""
+    return getattr(scope.get(others.FASTAPI), "tracer", None) is not None
 
 
 def _change(options: dict[str, Any], changes: dict[str, Any]) -> Undo:

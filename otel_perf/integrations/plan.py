@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from opentelemetry import propagate
@@ -13,17 +13,18 @@ from opentelemetry.trace import Link, SpanContext
 from otel_perf import conventions as c
 from otel_perf import guard
 from otel_perf.telemetry import propagation, runtime, sdk
+from otel_perf.telemetry.route_classes import Classes
 from otel_perf.telemetry.series import Series
 
-__all__ = ["Plan", "current", "excluded", "latest"]
+__all__ = ["Plan", "current", "excluded", "latest", "when_changed"]
 
 
 class Plan:
     """Settings as the hot path wants them, and what reads a caller's trace context."""
 
     __slots__ = (
-        "_extract", "_names", "_pattern", "_trust", "actives", "beginnings", "carried", "paths", "propagator",
-        "runtime", "simple", "trace_response",
+        "_extract", "_names", "_pattern", "_trust", "actives", "beginnings", "carried", "classes", "paths",
+        "propagator", "runtime", "simple", "trace_response",
     )  # fmt: skip
 
     def __init__(self, in_force: runtime.Runtime | None, propagator: Any) -> None:
@@ -37,6 +38,9 @@ class Plan:
         self.carried = frozenset(self._names)
         self._trust = "always" if in_force is None else in_force.settings.trust_context
         self.trace_response = in_force is not None and in_force.settings.trace_response
+        rules = () if in_force is None else in_force.settings.route_classes
+        #: The declared classes of routes; None where there are none.
+        self.classes = Classes(rules) if rules else None
         given = in_force.settings.excluded_routes if in_force is not None else ()
         #: Paths that the settings exclude, and beginnings of such; whether that and a look at the path is all.
         self.paths = frozenset(each for each in given if "*" not in each)
@@ -91,6 +95,9 @@ def _same_origin(seen: dict[bytes, bytes], scheme: str) -> bool:
     return origin is not None and host is not None and origin == b"%s://%s" % (scheme.encode(), host)
 
 
+#: Called when a plan is made anew: what the settings switch on and off follows them there.
+when_changed: list[Callable[[], None]] = []
+
 #: The newest plan, which `current` makes anew where it is out of date.
 latest = Plan(None, propagate.get_global_textmap())
 
@@ -102,6 +109,8 @@ def current() -> Plan:
     propagator = propagate.get_global_textmap()
     if plan.runtime is not runtime.current or plan.propagator is not propagator:
         plan = latest = Plan(runtime.current, propagator)
+        for follow in when_changed:
+            follow()
     return plan
 
 

@@ -1,7 +1,6 @@
 """One request on its way through an ASGI app: its id, its operation, its response to the last byte.
 
-The clock stops at the last byte of the body: background tasks run later, are no part of the request and are not
-measured.
+The clock stops at the last byte of the body: background tasks run later and are no part of the request.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from opentelemetry.trace import Link, SpanContext
 
 from otel_perf import conventions as c
 from otel_perf import guard, redaction
-from otel_perf.integrations import foreign, headers, plan
+from otel_perf.integrations import foreign, headers, places, plan
 from otel_perf.integrations.others import Share
 from otel_perf.integrations.plan import Plan
 from otel_perf.integrations.routes import Routes, Scope
 from otel_perf.integrations.tracebacks import in_background, unhandled
 from otel_perf.telemetry import logs, operation, runtime, sdk
-from otel_perf.telemetry.operation import REQUEST, Operation
+from otel_perf.telemetry.operation import JOB, REQUEST, Operation
 from otel_perf.telemetry.series import Series
 from otel_perf.telemetry.span import LeanSpan
 
-__all__ = ["App", "Message", "Receive", "Request", "Send"]
+__all__ = ["App", "Message", "Receive", "Request", "Send", "in_progress"]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -164,6 +163,22 @@ class Request(Operation):
         """A header that the caller sent, by its name in small letters."""
         return next((value for key, value in self.routed.get("headers", ()) if key.lower() == name), None)
 
+    @property
+    def completed_ns(self) -> int | None:
+        """When its response was whole, by `time.perf_counter_ns()`; None before."""
+        if self.seconds is not None:
+            return self.started_ns + round(self.seconds * 1e9)
+        return self._ended_ns
+
+    @property
+    def phases(self) -> bool | None:
+        """Whether its app wants phases; None leaves it to the settings."""
+        return self._routes.phases
+
+    def route(self) -> str | None:
+        """The template of the route that it came to, so far."""
+        return self._routes.template(self.routed)
+
     def exclude(self) -> None:
         """Takes it out of what is measured after all: only routing tells of some requests that nobody wants them."""
         if not self.stopped:
@@ -225,6 +240,9 @@ class Request(Operation):
         if span is None:
             return None
         foreign.describe(span, self.routed, self.request_id)
+        known = self._known
+        if known is not None and (self.status == 404 or known.classes is not None):
+            span.set_attributes(self._place(known, self.route()))
         if self._share.duration and self.status is not None and self.status >= 500:
             # It may end with the response, before the exception reaches us.
             error = unhandled()
@@ -268,6 +286,9 @@ class Request(Operation):
             if error is None and status is not None and status >= 500:
                 self.fail(str(status))
             span: Any = self.span
+            known = self._known
+            if known is not None and (status == 404 or known.classes is not None) and self.recorded is not None:
+                span.set_attributes(self._place(known, route))
             if route is not None and self.recorded is not None:
                 name = f"{self.name} {route}"
                 if type(span) is LeanSpan and status is not None and len(route) <= span.longest_attribute:
@@ -282,6 +303,9 @@ class Request(Operation):
         self._inactive()
         if self.error_type is not None and self._share.duration and not self._share.span:
             self._fail_foreign(self.error_type)
+
+    def _place(self, known: Plan, route: str | None) -> dict[str, str]:
+        return places.attributes(self.routed, route, known.classes, unmatched=self.status == 404)
 
     @staticmethod
     def _fail_foreign(error_type: str) -> None:
@@ -312,3 +336,13 @@ class Request(Operation):
             pass  # an app that was closed from another context than it ran in takes its own context with it
         except Exception:
             guard.note("leaving a request")
+
+
+def in_progress() -> Request | None:
+    """The request that current work belongs to, its response whole or not; None outside of one, and within a job."""
+    found = operation.current()
+    while found is not None and found.kind is not JOB:
+        if isinstance(found, Request):
+            return found
+        found = found.parent
+    return None

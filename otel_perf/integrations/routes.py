@@ -14,7 +14,7 @@ from typing import Any
 
 from otel_perf import guard
 
-__all__ = ["MARK", "Routes", "Scope"]
+__all__ = ["MARK", "Routes", "Scope", "local_path"]
 
 Scope = MutableMapping[str, Any]
 
@@ -77,10 +77,12 @@ class _Probe:
 class Routes:
     """The templates of one app."""
 
-    __slots__ = ("_app", "_found", "_futile", "_probed", "_since")
+    __slots__ = ("_app", "_found", "_futile", "_probed", "_since", "phases")
 
     def __init__(self, app: Any) -> None:
         self._app = app
+        #: Whether the phases of its requests are measured; None leaves it to the settings.
+        self.phases: bool | None = None
         self._found: dict[int, list[_Entry]] = {}
         self._futile, self._since = 0, 0.0
         self._probed: list[tuple[Any, _Probe]] = []
@@ -105,7 +107,7 @@ class Routes:
 
     def _fitting(self, key: Any, entries: list[_Entry], scope: Scope) -> str | None:
         """The template of the way to an object that leads there from the path of the request: there may be several."""
-        path = _path(scope)
+        path = local_path(scope)
         for entry in entries:
             if entry.fits(path):
                 return entry.template
@@ -186,7 +188,8 @@ class Routes:
                 router.middleware_stack = probe.app
 
 
-def _path(scope: Scope) -> str:
+def local_path(scope: Scope) -> str:
+    """The path of a request without what a proxy or a mount has in front of it."""
     path: str = scope["path"]
     root = scope.get("app_root_path")
     root = scope.get("root_path", "") if root is None else root

@@ -20,6 +20,10 @@ class _Shell:
     def build_middleware_stack(self) -> Any:
         return self._stack
 
+    def forget(self) -> None:
+        """Lets go of the stack: whoever holds what undoes this must not hold the app."""
+        self._stack = None
+
 
 def require() -> Any:
     """The upstream instrumentor.
@@ -44,4 +48,5 @@ def wrap(stack: Any) -> tuple[Any, Undo]:
             shell, tracer_provider=providers.TRACERS, meter_provider=providers.METERS, exclude_spans=["receive", "send"]
         )
         wrapped = shell.build_middleware_stack()
+        shell.forget()
     return wrapped, Undo(lambda: instrumentor.uninstrument_app(shell))
