@@ -23,7 +23,7 @@ from otel_perf.integrations.commands import command_name, shown, waits, waits_on
 from otel_perf.integrations.lookup import Lookup
 from otel_perf.integrations.patch import Answered, Begin, Patches
 from otel_perf.integrations.redis_keys import Commands, Key
-from otel_perf.telemetry import operation, runtime
+from otel_perf.telemetry import leaf, operation, runtime
 from otel_perf.telemetry.opening import Known
 from otel_perf.telemetry.operation import QUERY, Operation
 
@@ -40,7 +40,7 @@ class _Shape(NamedTuple):
     """What all commands of one name and number of arguments show at one server."""
 
     name: str
-    labels: tuple[Any, ...]
+    labels: list[Any]
     attributes: Known
     #: None: the arguments say.
     waits: bool | None
@@ -82,7 +82,7 @@ class Server:
         known = {c.DB_SYSTEM: "redis", c.DB_OPERATION: name, c.DB_NAMESPACE: self.namespace}
         attributes = Known(redaction.redact({**known, **self.attributes, c.DB_QUERY_TEXT: shown(name, count - 1)}))
         waiting = None if waits_on_wish(name) else waits(name, ())
-        made = _Shape(name, ("redis", name, None, self.namespace), attributes, waiting)
+        made = _Shape(name, ["redis", name, None, self.namespace, None], attributes, waiting)
         if type(command) is str and command == name:  # so that there are no more of them than commands
             self.shapes[name, count] = made
         return made
@@ -199,11 +199,11 @@ def of_client(patches: Patches, *, subscriber: bool = False) -> Begin:
             if above is not None and above.within("query"):
                 return _below(above, name, (args,), batch=False)
             own = _MODULES.get(_OWN)
-            query = operation.start(
-                QUERY,
+            query = leaf.start(
                 name,
-                labels,
+                labels.copy(),
                 attributes,
+                attributes[c.DB_QUERY_TEXT],
                 span=_INSTRUMENTOR not in _MODULES or not redis_own.spans(pool),
                 # redis-py's metrics are mostly off; the private names spare each command five calls to see it.
                 metrics=own is None

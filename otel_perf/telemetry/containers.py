@@ -9,9 +9,22 @@ from typing import Any
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.util import BoundedList
 
-__all__ = ["LiveAttributes", "bounded_attributes", "bounded_list", "put_each"]
+__all__ = ["Known", "LiveAttributes", "bounded_attributes", "bounded_list", "put_each"]
 
 _log = logging.getLogger("opentelemetry.attributes")  # the SDK's, which says there what else it drops
+
+
+class Known(dict[str, Any]):
+    """Attributes that many spans start with: redacted, within the limits, and never written to.
+
+    A span copies them before it writes, and whoever encodes them keeps the bytes here.
+    """
+
+    __slots__ = ("encoded",)
+
+    def __init__(self, attributes: Mapping[str, Any]) -> None:
+        super().__init__(attributes)
+        self.encoded: bytes | None = None
 
 
 class LiveAttributes(Mapping[str, Any]):

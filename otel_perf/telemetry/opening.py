@@ -10,6 +10,7 @@ from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode
 
 from otel_perf import redaction
 from otel_perf.telemetry import sdk
+from otel_perf.telemetry.containers import Known
 from otel_perf.telemetry.numbers import plain
 from otel_perf.telemetry.span import LeanSpan, UnsampledSpan
 
@@ -23,16 +24,8 @@ _SPAN_KEY = sdk.SPAN_KEY
 _ERROR = Status(StatusCode.ERROR)
 
 
-class Known(dict[str, Any]):
-    """Attributes that are redacted already and hold the labels: `known` takes them as they are."""
-
-    __slots__ = ()
-
-
 def known(keys: Sequence[str], labels: list[Any], attributes: Mapping[str, Any] | None) -> dict[str, Any]:
     """The attributes that a span starts with, redacted."""
-    if isinstance(attributes, Known):
-        return attributes.copy()
     found: dict[str, Any] = {}
     for key, value in zip(keys, labels, strict=True):
         if value is not None:
@@ -44,13 +37,19 @@ def known(keys: Sequence[str], labels: list[Any], attributes: Mapping[str, Any] 
 
 def open_span(
     operation: Operation, in_force: Runtime, parent: SpanContext | None, context: Context,
-    attributes: Callable[[], dict[str, Any]], *, links: Sequence[Link] = (),
+    attributes: Known | Callable[[], dict[str, Any]], *, links: Sequence[Link] = (),
 ) -> None:  # fmt: skip
     """Gives an operation its span; the attributes are redacted, and asked for only where somebody sees them."""
     kind = operation.kind.span_kind
     if links:
         span = in_force.tracer.start_span(
-            operation.name, context, kind, attributes(), links, record_exception=False, set_status_on_exception=False
+            operation.name,
+            context,
+            kind,
+            attributes if isinstance(attributes, Known) else attributes(),
+            links,
+            record_exception=False,
+            set_status_on_exception=False,
         )
     else:
         span = in_force.entry.begin(operation.name, kind, parent, attributes, context)

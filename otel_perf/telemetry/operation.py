@@ -319,7 +319,7 @@ def start(
                     in_force.at(kind.active, tuple(values[:-1])).record(1)
             if attributes and kind.slow is not None and _QUERY_TEXT in attributes:
                 shown: Any = attributes[_QUERY_TEXT]
-                if shown.__class__ is not redaction.Masked and attributes.__class__ is not Known:
+                if attributes.__class__ is not Known and shown.__class__ is not redaction.Masked:
                     shown = redaction.query_text(redaction.as_text(shown))
                     attributes = {**attributes, _QUERY_TEXT: shown}
                 operation.template = shown
@@ -331,7 +331,8 @@ def start(
                 # As `get_span_context` of these two does, without the call.
                 ours = type(above) is LeanSpan or type(above) is UnsampledSpan
                 parent = None if above is None else above._context if ours else above.get_span_context()  # pyright: ignore[reportPrivateUsage]
-                open_span(operation, in_force, parent, context, partial(known, keys, values, attributes), links=links)
+                given = attributes if isinstance(attributes, Known) else partial(known, keys, values, attributes)
+                open_span(operation, in_force, parent, context, given, links=links)
     except Exception:
         guard.note(f"starting a {kind.name}")
     if activate:  # also before `configure()`, so that a handle that several share finds its own again

@@ -19,6 +19,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext
 
 from otel_perf.telemetry import foreign
+from otel_perf.telemetry.containers import Known
 from otel_perf.telemetry.span import LeanSpan
 from otel_perf.telemetry.wire import FIXED64, Attributes, resource_field, scope_field, sized, text, varint
 
@@ -93,6 +94,12 @@ _NO_STATUS = b"\x7a\x00\x85\x01\x00\x01\x00\x00"  # and the flags behind it
 _NO_STATUS_REMOTE = b"\x7a\x00\x85\x01\x00\x03\x00\x00"
 
 
+def _shared(attributes: Known) -> bytes:
+    """Encodes attributes that other spans have too, once for all of them."""
+    attributes.encoded = encoded = b"".join(_OURS.attributes(attributes.items()))
+    return encoded
+
+
 def _plain_span(span: Any, of: _SpansOf) -> bytes:
     """A lean span to which nothing rare has happened: no event, link or status, and nothing was dropped.
 
@@ -100,13 +107,18 @@ def _plain_span(span: Any, of: _SpansOf) -> bytes:
     """
     parent = span._parent
     trace_id, span_id, _, _, state, _ = span._context
+    attributes = span._attributes
+    if attributes.__class__ is Known and of is _OURS:
+        encoded = attributes.encoded or _shared(attributes)
+    else:
+        encoded = b"".join(of.attributes(tuple(attributes.items())))  # one call: late writers may still be at it
     return b"".join([
         b"\x0a\x10", trace_id.to_bytes(16, "big"), b"\x12\x08", span_id.to_bytes(8, "big"),
         text(b"\x1a", _trace_state(state)) if state else b"",
         b"" if parent is None else b"\x22\x08" + parent[1].to_bytes(8, "big"),
         of.name_and_kind(span._name, span._kind._value_),
         _START_AND_END(0x39, span._start_time, 0x41, span._end_time),
-        *of.attributes(tuple(span._attributes.items())),  # one call: late writers may still be at it
+        encoded,
         _NO_STATUS_REMOTE if parent is not None and parent[2] else _NO_STATUS,
     ])  # fmt: skip
 

@@ -28,7 +28,7 @@ from opentelemetry.sdk.trace import Event, EventBase, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationInfo, InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode
 
-from otel_perf.telemetry.containers import LiveAttributes, bounded_attributes, bounded_list, put_each
+from otel_perf.telemetry.containers import Known, LiveAttributes, bounded_attributes, bounded_list, put_each
 
 if TYPE_CHECKING:
     from otel_perf.telemetry.tracer import LeanTracer
@@ -92,7 +92,7 @@ class LeanSpan(stock.Span):
     def attributes(self) -> Mapping[str, Any]:
         # A late write in another thread must not meet an exporter that iterates: it gets them as they are now.
         if self._end_time is None:
-            return MappingProxyType(LiveAttributes(self._attributes))
+            return MappingProxyType(LiveAttributes(self._own()))
         return MappingProxyType(self._attributes.copy())
 
     @property
@@ -154,6 +154,8 @@ class LeanSpan(stock.Span):
             return
         kind = type(value)
         tracer, attributes = self._tracer, self._attributes
+        if attributes.__class__ is Known:
+            attributes = self._own()
         if (
             (kind is int or kind is bool or kind is float or (kind is str and len(value) <= tracer.longest_attribute))
             and type(key) is str and key and key not in attributes and len(attributes) < tracer.most_attributes
@@ -179,13 +181,21 @@ class LeanSpan(stock.Span):
             if type(key) is not str or not key or kind not in _PLAIN or (kind is str and len(value) > longest):
                 attributes = self._clean(attributes, whole)
                 break
-        own = self._attributes
+        own = self._own()
         for key, value in attributes.items():
             if key in own:
                 own.pop(key, None)
             own[key] = value
             if len(own) > most:
                 self._trim_attributes(most)
+
+    def _own(self) -> dict[str, Any]:
+        """The attributes to write to, which are no other span's."""
+        if self._attributes.__class__ is Known:
+            with _rare:  # of two who write at once the second must not make another copy
+                if self._attributes.__class__ is Known:
+                    self._attributes = self._attributes.copy()
+        return self._attributes
 
     @property
     def longest_attribute(self) -> int:
@@ -199,7 +209,7 @@ class LeanSpan(stock.Span):
         """
         if self._end_time is None:
             self._name = name
-            own = self._attributes
+            own = self._own()
             own.update(attributes)
             if len(own) > self._tracer.most_attributes:
                 self._trim_attributes(self._tracer.most_attributes)

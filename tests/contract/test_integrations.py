@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 import otel_perf
 from otel_perf import guard, instrument, redaction
 from otel_perf.integrations import registry
-from otel_perf.telemetry import operation
+from otel_perf.telemetry import leaf, operation
 from tests.conftest import Telemetry
 from tests.contract import cases
 from tests.contract.cases import AsyncCase, Case
@@ -184,6 +184,9 @@ def test_our_faults_stay_ours(
     with instrument(case.target), monkeypatch.context() as patch:
         patch.setattr(guard, "strict", False)
         patch.setattr(where, what, fault)
+        if what == "start":  # some kinds of operation start themselves
+            patch.setattr(operation, "open_span", fault)
+            patch.setattr(leaf, "start", fault)
         measured = case.work()
         case.error = LookupError("boom")
         with pytest.raises(LookupError) as caught:
