@@ -1,4 +1,4 @@
-"""Redis and PostgreSQL on free loopback ports, for tests, the demo service and the stack."""
+"""Redis, PostgreSQL and a Firestore emulator on free loopback ports, for tests, the demo service and the stack."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from collector import process, tools
 from collector.server import Server, start_in, work_folder
 
-__all__ = ["PostgreSQL", "Redis", "postgresql", "redis"]
+__all__ = ["Firestore", "PostgreSQL", "Redis", "firestore", "postgresql", "redis"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -33,6 +33,23 @@ class PostgreSQL(Server):
     url: str
     sync_url: str
     dsn: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Firestore(Server):
+    """A Firestore emulator; `address` is what FIRESTORE_EMULATOR_HOST takes. It does not isolate transactions."""
+
+    port: int
+    address: str
+
+
+def firestore(*, port: int | None = None) -> Firestore:
+    """Start a Firestore emulator that keeps everything in memory."""
+    binary = tools.find("firestore-emulator")
+    chosen = port or process.free_port()
+    directory = work_folder("firestore")
+    started = start_in("firestore", [str(binary), str(chosen)], directory, healthy=process.tcp_open(chosen))
+    return Firestore(process=started, directory=directory, port=chosen, address=f"127.0.0.1:{chosen}")
 
 
 def redis(*, port: int | None = None, password: str | None = None, cluster: bool = False) -> Redis:

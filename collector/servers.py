@@ -11,17 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from collector import process, tools
-from collector.databases import PostgreSQL, Redis, postgresql, redis
+from collector.databases import Firestore, PostgreSQL, Redis, firestore, postgresql, redis
 from collector.server import Server, start_in, work_folder
 
 __all__ = [
     "CONFIG",
+    "Firestore",
     "Jaeger",
     "Otelcol",
     "PostgreSQL",
     "Prometheus",
     "Redis",
     "Server",
+    "firestore",
     "jaeger",
     "otelcol",
     "postgresql",

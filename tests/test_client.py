@@ -13,6 +13,7 @@ import pytest
 from otel_perf import client as clients
 from otel_perf import conventions as c
 from otel_perf import guard, measure
+from otel_perf.arguments import Told
 from otel_perf.telemetry import operation
 
 
@@ -234,7 +235,7 @@ def test_a_client_that_is_itself_called(telemetry):
 def test_a_method_that_is_not_there_is_named():
     """The mistake is told at once, with the methods that there are."""
     with pytest.raises(AttributeError, match=r"Store has no method 'serch'; it has: .*search"):
-        clients.wrap(Store(), "x", {"serch": "search"})
+        clients.wrap(Store(), {"serch": "search"}, Told("x"))
 
 
 def test_a_call_by_keyword(telemetry):

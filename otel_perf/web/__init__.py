@@ -1,4 +1,7 @@
-"""The page and the API on an app: `mount(app)` serves /performance, /api/performance, /api/health and /metrics."""
+"""The page and the API on an app: `mount(app)` serves /performance, /api/performance, /api/health and /metrics.
+
+So it does the script that reports the web vitals of the app's own pages, and the endpoint that takes them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import base64
 import hashlib
 import re
 import time
+from collections.abc import Collection
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -25,6 +29,7 @@ from otel_perf.telemetry import runtime
 from otel_perf.telemetry.prometheus import OPENMETRICS, TEXT, wants_openmetrics
 from otel_perf.web import pages
 from otel_perf.web.access import Access, Allow
+from otel_perf.web.vitals import PATH, SCRIPT_PATH, Vitals
 
 __all__ = ["mount"]
 
@@ -38,17 +43,22 @@ _NEVER_STORED = {"cache-control": "no-store"}
 _HEALTH_KEPT_S = 1.0
 
 
-def mount(app: Starlette, *, token: str | None = None, allow: Allow | None = None, loopback: bool = True) -> None:
+def mount(
+    app: Starlette, *, token: str | None = None, allow: Allow | None = None, loopback: bool = True,
+    page_routes: Collection[str] = (),
+) -> None:  # fmt: skip
     """Serves `/performance` (a page), `/api/performance` (JSON), `/metrics` (Prometheus) and `/api/health` on an app.
 
     Loopback clients may read them. Others need the token, or must pass `allow`. `/api/health` is open to all: it holds
-    words and no figures. A route of the app's own with one of these paths wins.
+    words and no figures. A route of the app's own with one of these paths wins. `/performance/vitals.js` and
+    `/api/performance/vitals` are for the visitors of the app's pages.
 
     Args:
         app: a FastAPI or Starlette application; also one that has started.
         token: bearer token, by default the setting `access_token`.
         allow: a function of the request, sync or async, that answers True to let it in.
         loopback: False lets no client in for being local: for a service behind a proxy on the same machine.
+        page_routes: the names that pages may give themselves by `data-route` on the script for web vitals.
 
     Raises:
         TypeError: when the app cannot take routes.
@@ -80,10 +90,12 @@ def mount(app: Starlette, *, token: str | None = None, allow: Allow | None = Non
         body = await run_in_threadpool(_exposition, openmetrics)
         return Response(body, media_type=OPENMETRICS if openmetrics else TEXT, headers=_NEVER_STORED)
 
+    vitals = Vitals(app.routes, page_routes)
     endpoints: dict[str, pages.Endpoint] = {
         "/performance": page, "/api/performance": performance, "/metrics": metrics, "/api/health": _Health().answer,
+        SCRIPT_PATH: vitals.script, PATH: vitals.take,
     }  # fmt: skip
-    pages.place(app.routes, endpoints)
+    pages.place(app.routes, endpoints, posted=(PATH,))
 
 
 class _Health:

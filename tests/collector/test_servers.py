@@ -70,6 +70,7 @@ def test_a_stopped_server_leaves_nothing() -> None:
     [
         ("redis-server", servers.redis),
         ("postgres", servers.postgresql),
+        ("firestore-emulator", servers.firestore),
         ("prometheus", servers.prometheus),
         ("jaeger", servers.jaeger),
         ("otelcol", servers.otelcol),
