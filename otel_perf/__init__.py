@@ -14,6 +14,7 @@ from otel_perf.api import configure, flush, shutdown
 from otel_perf.integrations.registry import instrument
 from otel_perf.measure import measure
 from otel_perf.settings import Settings, SettingsError
+from otel_perf.telemetry.query_listeners import on_critical_query
 
 __all__ = [
     "Settings",
@@ -24,5 +25,6 @@ __all__ = [
     "flush",
     "instrument",
     "measure",
+    "on_critical_query",
     "shutdown",
 ]

@@ -17,15 +17,33 @@ from otel_perf import conventions as c
 from otel_perf._version import __version__
 from otel_perf.insight import live
 from otel_perf.settings import Settings
-from otel_perf.telemetry import group, late, logs, provider, runtime, sampling, sdk, transport
-from otel_perf.telemetry.exporter import SpanSender
+from otel_perf.telemetry import (
+    group,
+    late,
+    log_export,
+    logs,
+    loops,
+    platform,
+    process,
+    provider,
+    route_classes,
+    runtime,
+    sampling,
+    sdk,
+    transport,
+)
+from otel_perf.telemetry.exporter import Sender, SpanSender
+from otel_perf.telemetry.log_export import LogSender
 from otel_perf.telemetry.meter import MeterProvider, Readers
 from otel_perf.telemetry.metric_sender import MetricSender
 from otel_perf.telemetry.mirror import Mirror
 from otel_perf.telemetry.pipeline import Joined, Part, Pipeline, Ticker
 from otel_perf.telemetry.provider import TracerProvider
+from otel_perf.telemetry.recipients import Recipients
 from otel_perf.telemetry.runtime import Runtime
 from otel_perf.telemetry.series import Observe, Registry
+from otel_perf.telemetry.slow_queries import SlowQueries
+from otel_perf.telemetry.slow_query_log import SlowQueryLog
 from otel_perf.telemetry.tracer import SwitchedSampler
 from otel_perf.telemetry.workers import Exchange
 
@@ -83,6 +101,9 @@ def configure(service_name: str | None = None, *, views: Sequence[View] = (), **
     loaded = Settings.load(service_name=service_name, **settings)
     transport.check(loaded)
     sampling.check(loaded)
+    route_classes.check(loaded)
+    Recipients(loaded.propagate_to)
+    slow_log = SlowQueryLog(loaded.slow_query_log) if loaded.slow_query_log and not loaded.disabled else None
     shutdown()
     _registry.reset()
     guard.strict = loaded.strict
@@ -93,22 +114,30 @@ def configure(service_name: str | None = None, *, views: Sequence[View] = (), **
     resource = _resource(loaded, joined)
     tracer_provider, span_part = _tracer_provider(loaded, resource, joined)
     meter_provider, metric_part = _meter_provider(loaded, resource, views)
-    parts: list[Part] = [part for part in (metric_part, span_part) if part is not None]
+    log_part = log_export.log_sender(loaded, transport.log_way(loaded, lambda: meter_provider.resource))
+    parts: list[Part] = [part for part in (metric_part, span_part, log_part) if part is not None]
     exchange = Exchange(_registry, group.find(loaded), viewed=bool(views))
-    pipeline = Pipeline([*parts, Readers(meter_provider), exchange], loaded.flush_timeout_s)
+    slow = SlowQueries(slow_log)
+    if log_part is not None:
+        log_part.first = slow.flush  # it logs what waits there
+    pipeline = Pipeline([*parts, Readers(meter_provider), exchange, slow], loaded.flush_timeout_s)
     sender = span_part if isinstance(span_part, SpanSender) else None
     held = None if sender is None else late.late(loaded, sender.put)
     made = Runtime(
         loaded, _registry, provider.over(tracer_provider, c.SCOPE, __version__, c.SCHEMA_URL), pipeline,
         tracer_provider=tracer_provider, meter_provider=meter_provider, resource=resource,
         sender=sender, sampler=sampling.sampler(loaded, record=held is not None), late=held,
-        exchange=exchange, sends_metrics=isinstance(metric_part, MetricSender),
+        exchange=exchange, sends_metrics=isinstance(metric_part, MetricSender), slow_queries=slow,
     )  # fmt: skip
     pipeline.on_fork(lambda: _after_fork(made))
-    pipeline.on_end(_loss_line(made))
+    pipeline.on_end(_loss_line(made.sender))
+    pipeline.on_end(_loss_line(log_part))
     if loaded.handle_signals:
         pipeline.handle_signals()
-    _observe_ourselves(made, metric_part)
+    _observe_ourselves(made, metric_part, log_part)
+    if loaded.runtime_metrics:
+        process.observe(made)
+        loops.observe(made)
     catalogue.attach(made)
     live.attach(made)
     runtime.install(made)
@@ -116,6 +145,9 @@ def configure(service_name: str | None = None, *, views: Sequence[View] = (), **
     sdk.look_again(_provider)
     _sampler.target = made.sampler
     logs.correlate(loaded.log_correlation)
+    log_export.hand_to(log_part)
+    loops.watch_running()
+    loops.wanted = loaded.runtime_metrics
     return loaded
 
 
@@ -135,6 +167,8 @@ def shutdown(timeout_s: float | None = None) -> bool:
     _sampler.target = stock_sampling.ALWAYS_OFF
     _relay.hand_to(None)
     logs.correlate(False)
+    log_export.hand_to(None)
+    loops.stop()
     return done
 
 
@@ -146,14 +180,15 @@ def _resource(settings: Settings, joined: trace.TracerProvider | None) -> Resour
         "deployment.environment.name": settings.environment,
     }
     own: dict[str, Any] = {**settings.resource_attributes, **{k: v for k, v in named.items() if v is not None}}
+    found = platform.attributes(sources.standard)
     theirs = getattr(joined, "resource", None)
     if isinstance(theirs, Resource):
         if "service.instance.id" not in theirs.attributes:
             own.setdefault("service.instance.id", sdk.instance_id())
-        return theirs.merge(Resource(own))
-    own.setdefault("service.name", settings.service_name)
+        return Resource(found).merge(theirs).merge(Resource(own))
+    own.setdefault("service.name", found.get("service.name") or settings.service_name)
     own.setdefault("service.instance.id", sdk.instance_id())
-    return Resource.create(own)
+    return Resource(found).merge(Resource.create(own))
 
 
 def _joined() -> trace.TracerProvider | None:
@@ -220,7 +255,7 @@ def _pass_on(mirror: Mirror) -> None:
     mirror.observe(_registry.instruments())
 
 
-def _observe_ourselves(to: Runtime, metric_part: Part) -> None:
+def _observe_ourselves(to: Runtime, metric_part: Part, log_part: LogSender | None) -> None:
     sender = to.sender
     plain: dict[str, str] = {}
 
@@ -228,9 +263,11 @@ def _observe_ourselves(to: Runtime, metric_part: Part) -> None:
         lost = [(n, {"signal": "traces", "reason": why}) for why, n in list(sender.lost.items())] if sender else []
         if to.late is not None:
             lost += [(n, {"signal": "traces", "reason": why}) for why, n in list(to.late.lost.items())]
+        if log_part is not None:
+            lost += [(n, {"signal": "logs", "reason": why}) for why, n in list(log_part.lost.items())]
         if isinstance(metric_part, MetricSender):
             lost += [(n, {"signal": "metrics", "reason": why}) for why, n in list(metric_part.lost.items())]
-        return lost
+        return lost + [(n, {"signal": "slow_queries", "reason": why}) for why, n in list(to.slow_queries.lost.items())]
 
     observed: list[tuple[c.Metric, Observe]] = [
         (c.INTERNAL_ERRORS, lambda: [(guard.errors, plain)]),
@@ -253,20 +290,22 @@ def _observe_ourselves(to: Runtime, metric_part: Part) -> None:
         to.instrument(metric).observers.append(observe)
 
 
-def _loss_line(of: Runtime) -> Callable[[], None]:
+def _loss_line(of: Sender[Any] | None) -> Callable[[], None]:
     """A function that says what was lost, and again only where there is more of it: spans still end after the end."""
     said = 0
 
     def say() -> None:
         nonlocal said
-        if of.sender is None:
+        if of is None:
             return
-        tally = of.sender.tally()
+        tally = of.tally()
         if tally.lost + tally.queued <= said:
             return
-        reasons = [f"{count} {reason}" for reason, count in of.sender.lost.items()]
+        reasons = [f"{count} {reason}" for reason, count in of.lost.items()]
         reasons += [f"{tally.queued} unanswered"] if tally.queued else []
-        _log.warning("otel_perf: %d spans could not be delivered: %s", tally.lost + tally.queued, ", ".join(reasons))
+        _log.warning(
+            "otel_perf: %d %s could not be delivered: %s", tally.lost + tally.queued, of.what, ", ".join(reasons)
+        )
         said = tally.lost + tally.queued
 
     return say

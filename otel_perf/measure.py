@@ -14,8 +14,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, overload
 
-from otel_perf import client, guard, jobs, strategy
+from otel_perf import catalogue, client, guard, jobs, peers, runs, strategy
 from otel_perf import conventions as c
+from otel_perf.arguments import Told
 from otel_perf.handle import Measured
 from otel_perf.telemetry import runtime
 from otel_perf.telemetry.meter import sampled
@@ -68,10 +69,13 @@ class Measure:
         """A call to an API of somebody else's: `external.api.duration`."""
         return Measured(EXTERNAL, f"{service} {operation}", (service, operation, category))
 
-    def job(self, name: str, *, every: str | float | None = None) -> Measured:
-        """A background job run; `every` says how often it should start (`30s`, `15m`, `1d`, or seconds)."""
-        jobs.declare(name, every)
-        return Measured(JOB, name, (name,))
+    def job(self, name: str, *, every: str | float | None = None, timezone: str | None = None) -> runs.JobHandle:
+        """A background job run; `every` says how often it should start: `30s`, `15m`, `1d`, seconds, or a cron line.
+
+        A cron line (`0 4 * * *`, which needs the extra `cron`) is read in `timezone`, or in UTC without one.
+        """
+        jobs.declare(name, every, timezone)
+        return runs.JobHandle(JOB, name, (name,))
 
     def record(self, name: str, *, seconds: float, items: int | None = None, category: str | None = None) -> None:
         """Records a step that was timed elsewhere; it makes no span."""
@@ -83,15 +87,36 @@ class Measure:
         except Exception:
             guard.note("measure.record")
 
-    def client(self, target: T, *, system: str, methods: Mapping[str, str], collection: str | None = None) -> T:
-        """Wraps a client of one's own, so that the named methods are measured as queries."""
-        return client.wrap(target, system, methods, collection)
+    def client(
+        self, target: T, *, system: str, methods: Mapping[str, str], collection: str | None = None,
+        collection_argument: str | None = None, filter_argument: str | None = None,
+    ) -> T:  # fmt: skip
+        """Wraps a client of one's own, so that the named methods are measured as queries.
+
+        `collection_argument` and `filter_argument` name the arguments that say the collection and, masked, the filter.
+        """
+        told = Told(system, collection, collection_argument, filter_argument)
+        return client.wrap(target, methods, told)
 
     def strategy(
-        self, name: str, pattern: str, *, ttl_s: float | None = None, expected_hit_rate: float | None = None
-    ) -> strategy.Strategy:
-        """Declares a cache strategy: keys that match `pattern` (`user:profile:*`) are counted under its name."""
+        self, name: str | strategy.Strategy, pattern: str = "", *, ttl_s: float | None = None,
+        expected_hit_rate: float | None = None,
+    ) -> strategy.Strategy:  # fmt: skip
+        """Declares a cache strategy: keys that match `pattern` (`user:profile:*`) are counted under its name.
+
+        It may be given as one `Strategy` instead.
+        """
         return strategy.declare(name, pattern, ttl_s=ttl_s, expected_hit_rate=expected_hit_rate)
+
+    def peer(
+        self, service: str, *hosts: str, category: str | None = None, operations: Mapping[str, str] | None = None
+    ) -> peers.Peer:
+        """Declares a service that the app calls over HTTP: `("push", "push.example.com", category="notifications")`.
+
+        A host may have `*`, and the beginning of a path behind it. `operations` names what calls do:
+        `{"POST /v1/messages": "send", "GET /v1/messages/{id}": "get"}`.
+        """
+        return peers.declare(service, *hosts, category=category, operations=operations)
 
 
 def _add_step(in_force: runtime.Runtime, name: str, category: str | None, seconds: float, items: int | None) -> None:
@@ -105,3 +130,4 @@ def _add_step(in_force: runtime.Runtime, name: str, category: str | None, second
 
 
 measure = Measure()
+catalogue.watch(c.JOB_MISSED, jobs.missed)

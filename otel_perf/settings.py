@@ -172,7 +172,7 @@ class Settings(Sending):
     @property
     def sends(self) -> bool:
         """Whether an endpoint is configured at all."""
-        return bool(self.endpoint or self.traces_endpoint or self.metrics_endpoint)
+        return bool(self.endpoint or self.traces_endpoint or self.metrics_endpoint or self.logs_endpoint)
 
 
 def _shown_default(each: Any) -> str:

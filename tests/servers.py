@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from collector import servers, tools
+from collector.redis_cluster import RedisCluster, redis_cluster
 
 __all__ = [
     "chromium_binary",
     "find_or_skip",
+    "firestore_emulator",
     "jaeger_binary",
     "jaeger_server",
     "otelcol_binary",
@@ -24,6 +26,7 @@ __all__ = [
     "prometheus_binary",
     "prometheus_server",
     "promtool_binary",
+    "redis_cluster_server",
     "redis_server",
 ]
 
@@ -77,10 +80,26 @@ def redis_server() -> Iterator[servers.Redis]:
 
 
 @pytest.fixture(scope="session")
+def redis_cluster_server() -> Iterator[RedisCluster]:
+    """A Redis cluster of three nodes for the session; a test that writes takes keys of its own, and ends no node."""
+    find_or_skip("redis-server")
+    with redis_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[servers.PostgreSQL]:
     """A PostgreSQL for the session; a test that writes takes tables or a schema of its own."""
     find_or_skip("postgres")
     with servers.postgresql() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def firestore_emulator() -> Iterator[servers.Firestore]:
+    """A Firestore emulator for the session; a test that writes takes a project of its own."""
+    find_or_skip("firestore-emulator")
+    with servers.firestore() as server:
         yield server
 
 

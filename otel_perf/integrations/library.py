@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import re
@@ -36,9 +37,7 @@ class Integration:
         try:
             if self.requires not in sys.modules and importlib.util.find_spec(self.requires) is None:
                 return None
-            return metadata.version(self.distribution or self.requires) if self.since else ""
-        except metadata.PackageNotFoundError:
-            return ""
+            return _version(self.distribution or self.requires) if self.since else ""
         except (ImportError, ValueError):  # no parent package, or a module without a spec
             return None
 
@@ -61,6 +60,15 @@ class Integration:
             ImportError: when its library is missing, or not as it should be.
         """
         return importlib.import_module(f"otel_perf.integrations.{self.name}")
+
+
+@functools.cache
+def _version(distribution: str) -> str:
+    """The version of a distribution, `""` where it has none; reading it takes milliseconds."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -58,11 +58,26 @@ class Undo:
 
 
 INTEGRATIONS: tuple[Integration, ...] = (
-    Integration("fastapi", "starlette", "0.40"),
+    Integration("fastapi", "starlette", "0.40", whole=True),
     Integration("sqlalchemy", "sqlalchemy", "2.0", whole=True),
+    Integration("asyncpg", "asyncpg", "0.29", whole=True),
+    Integration("psycopg", "psycopg", "3.1", whole=True),
+    Integration("aiosqlite", "aiosqlite", "0.19", whole=True),
+    Integration("sqlite3", "sqlite3", whole=True),
     Integration("redis", "redis", "5.0", whole=True),
-    Integration("cashews", "cashews", "7.5"),
+    Integration("cashews", "cashews", "7.5", whole=True),
     Integration("httpx", "httpx", "0.27", whole=True),
+    Integration("requests", "requests", "2.28", whole=True),
+    Integration("aiohttp", "aiohttp", "3.12", whole=True),
+    Integration("firestore", "google.cloud.firestore_v1", "2.19", whole=True, distribution="google-cloud-firestore"),
+    Integration("celery", "celery", "5.3", whole=True),
+    Integration("apscheduler", "apscheduler", "3.10", whole=True),
+    Integration("arq", "arq", "0.26", whole=True),
+    Integration("taskiq", "taskiq", "0.11", whole=True),
+    Integration("structlog", "structlog", "22.1", whole=True),
+    Integration("asyncio", "asyncio"),
+    Integration("cachetools", "cachetools", "5.3"),
+    Integration("functools", "functools"),
     Integration("asgi", "asyncio"),
 )
 

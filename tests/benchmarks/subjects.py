@@ -143,19 +143,23 @@ def _stub() -> Generator[int, None, None]:
 
     def serve() -> None:
         with contextlib.suppress(OSError):
-            connection = listening.accept()[0]
-            with connection, connection.makefile("rb") as incoming:
-                while line := incoming.readline():
-                    words = []
-                    for _ in range(int(line[1:])):
-                        size = int(incoming.readline()[1:])
-                        words.append(incoming.read(size + 2)[:-2])
-                    connection.sendall(b"$2\r\n42\r\n" if words[0].upper() == b"GET" else b"+OK\r\n")
+            while True:  # otel_perf looks at the server's figures over a connection of its own
+                threading.Thread(target=answer, args=(listening.accept()[0],), daemon=True).start()
+
+    def answer(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection, connection.makefile("rb") as incoming:
+            while line := incoming.readline():
+                words = []
+                for _ in range(int(line[1:])):
+                    size = int(incoming.readline()[1:])
+                    words.append(incoming.read(size + 2)[:-2])
+                connection.sendall(b"$2\r\n42\r\n" if words[0].upper() == b"GET" else b"+OK\r\n")
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
         yield listening.getsockname()[1]
     finally:
+        listening.shutdown(socket.SHUT_RDWR)  # or `accept` would go on waiting
         listening.close()
         thread.join(5)

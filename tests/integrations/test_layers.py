@@ -131,7 +131,7 @@ def test_an_excluded_route_counts_what_it_calls(telemetry: Telemetry, redis_serv
         async with redis.asyncio.Redis.from_url(redis_server.url) as client:
             await client.get("layer:1")
         async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
-            await http.get("http://api.test/")
+            await http.get("http://api.internal/")
         engine = sa.create_engine("sqlite://")
         with engine.connect() as connection:
             connection.execute(sa.text("SELECT 1"))
@@ -175,7 +175,7 @@ def test_everything_at_once(telemetry: Telemetry, redis_server: Any, tmp_path: P
                 await connection.execute(sa.text("SELECT 1"))
             await client.get("layer:other")
             async with httpx.AsyncClient(transport=transport) as http:
-                await http.get("http://api.test/")
+                await http.get("http://api.internal/")
             return number
 
         with instrument(), instrument(cache), measure("step"):

@@ -27,10 +27,10 @@ def test_the_target_decides(telemetry: Telemetry) -> None:
             assert handle is not None
 
 
-@pytest.mark.parametrize("name", ["sqlachemy", "", "cashews"])
+@pytest.mark.parametrize("name", ["sqlachemy", "", "functools"])
 def test_a_name_that_cannot_be_taken(name: str) -> None:
     """A name that is unknown, or of a library that is not taken as a whole, gets the list of those that are."""
-    with pytest.raises(ValueError, match="'sqlalchemy', 'redis', 'httpx'"):
+    with pytest.raises(ValueError, match=r"'sqlalchemy'.*'redis'.*'httpx'"):
         instrument(name)
 
 

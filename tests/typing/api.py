@@ -9,6 +9,7 @@ from typing_extensions import assert_type
 
 from otel_perf import Settings, catalogue, configure, flush, measure, shutdown
 from otel_perf.handle import Measured
+from otel_perf.runs import JobHandle, Run
 from otel_perf.strategy import Strategy
 from otel_perf.telemetry.operation import Operation
 
@@ -109,7 +110,13 @@ async def blocks() -> None:
         request.label("http.response.status_code", 200)
     assert_type(measure("x"), Measured)
     assert_type(measure(), Measured)
-    assert_type(measure.job("x", every=30), Measured)
+    assert_type(measure.job("x", every=30), JobHandle)
+    with measure.job("x", every="0 4 * * *", timezone="Europe/Berlin") as job:
+        assert_type(job, Run)
+        job.items = 3
+    assert_type(job.rate, float | None)
+    async with measure.job("x") as later:
+        assert_type(later, Run)
 
 
 def answers_from_a_block() -> int:

@@ -11,6 +11,11 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from tests.contract.cases import AsyncCase, Case, Servers
 
 
+def _state(engine: sa.Engine) -> list[Any]:
+    kept = [sa.Engine.raw_connection, *vars(sa.Connection).values()]
+    return [*kept, engine._has_events, engine.dialect._has_events, sa.Engine._has_events]
+
+
 class SyncSQLAlchemy(Case):
     name = "sqlalchemy"
 
@@ -34,12 +39,7 @@ class SyncSQLAlchemy(Case):
         return self._run("SELECT '\x1b[31m'\n-- " + "x" * 50_000)
 
     def state(self) -> list[Any]:
-        listened: list[Any] = []
-        for target in (sa.Engine, self.engine):
-            from otel_perf.integrations import sqlalchemy
-
-            listened += [event.contains(target, name, hook) for name, hook in sqlalchemy._QUERIES + sqlalchemy._ENDS]
-        return listened
+        return _state(self.engine)
 
     def close(self) -> None:
         self.engine.dispose()
@@ -63,10 +63,7 @@ class AsyncSQLAlchemy(AsyncCase):
             return (await connection.exec_driver_sql("SELECT '\x1b'" if odd else "SELECT 42")).scalar()
 
     def state(self) -> list[Any]:
-        from otel_perf.integrations import sqlalchemy
-
-        engine = self.engine.sync_engine
-        return [event.contains(engine, name, hook) for name, hook in sqlalchemy._QUERIES + sqlalchemy._ENDS]
+        return _state(self.engine.sync_engine)
 
     async def aclose(self) -> None:
         await self.engine.dispose()
