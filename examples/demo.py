@@ -178,14 +178,19 @@ async def _run(streak: _Service, push: _Service, secret: str, options: argparse.
 
 
 async def _settled(client: httpx.AsyncClient, service: _Service) -> dict[str, Any]:
-    """Read a service once nothing is under way in it any more, and no span waits that could still be sent."""
+    """Read a service once nothing is under way in it any more, and no span waits that could still be sent.
+
+    What a request that was broken off left to do is seen by the spans that still come.
+    """
     deadline = time.monotonic() + 5
+    made = None
     while True:
         document = await _performance(client, service)
         export = document["export"]
-        busy = document["requests"]["active"] or (export["queued"] and not _owns_sink())
+        busy = document["requests"]["active"] or (export["queued"] and not _owns_sink()) or export["made"] != made
         if not busy or time.monotonic() > deadline:
             return document
+        made = export["made"]
         await asyncio.sleep(0.2)
 
 

@@ -210,14 +210,15 @@ class Operation:
             span = self.span
             if span is not None and type(span) is not UnsampledSpan:  # of which nothing is kept
                 try:
-                    if self.recorded is not None and (
-                        self.labels != self.told or self.error_type is not None or self.items is not None
-                    ):
-                        self._describe(span)
+                    try:
+                        if self.recorded is not None and (
+                            self.labels != self.told or self.error_type is not None or self.items is not None
+                        ):
+                            self._describe(span)
+                    finally:
+                        span.end(wall_ns)
                 except Exception:
-                    guard.note(f"describing the span of a {self.kind.name}")
-                finally:
-                    span.end(wall_ns)
+                    guard.note(f"ending the span of a {self.kind.name}")
             # A chain of tasks that start one another must not keep all that ever ran.
             self.unit = None
             while self.parent is not None and self.parent.stopped:

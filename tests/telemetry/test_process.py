@@ -126,7 +126,8 @@ def test_a_child_is_looked_at_itself():
 
 def test_a_child_does_not_tell_what_its_parent_collected():
     """`gc.get_stats` of a child goes on from its parent's; what is told begins anew."""
-    gc.collect()
+    for _ in range(40):  # a busy machine's child may run a few of its own
+        gc.collect()
 
     def child() -> list[int]:
         before = sum(value for value, _ in process._collector("collections")())
@@ -134,9 +135,9 @@ def test_a_child_does_not_tell_what_its_parent_collected():
         return [before, sum(value for value, _ in process._collector("collections")())]
 
     before, after = in_a_child(child)
-    assert before < 3
-    assert after == before + 1
-    assert sum(value for value, _ in process._collector("collections")()) > 3
+    assert before < 40
+    assert after > before
+    assert sum(value for value, _ in process._collector("collections")()) > 40
 
 
 def test_what_a_system_does_not_tell(monkeypatch):
