@@ -73,7 +73,7 @@ def test_the_rest_of_a_query():
     """Orders, cursors, offset and limit; a search for neighbours."""
     query = trips.order_by("points", direction="DESCENDING").order_by("n").start_at({"points": 5, "n": SECRET})
     assert shape(query.offset(3).limit(7)) == "FROM trips ORDER BY points DESC, n ASC START ? OFFSET ? LIMIT ?"
-    nearest = trips.find_nearest("v", Vector([1.0, 2.0]), DistanceMeasure.EUCLIDEAN, 3)
+    nearest = trips.find_nearest("v", Vector([1.0, 2.0]), 3, DistanceMeasure.EUCLIDEAN)
     assert shape(nearest._nested_query, nearest=nearest) == "FROM trips NEAREST ?"
 
 
