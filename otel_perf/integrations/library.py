@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-__all__ = ["Integration"]
+__all__ = ["Integration", "faults"]
+
+#: What was wrong with an integration when it was last tried, by its name.
+faults: dict[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +36,21 @@ class Integration:
     distribution: str | None = None
 
     def found(self) -> str | None:
-        """The version that is installed, `""` where it has none, or None where the library is not here."""
+        """The version that is installed, `""` where it has none, or None where the library is not here.
+
+        What was not imported yet and belongs to no distribution is a file that happens to have the name.
+        """
         try:
-            if self.requires not in sys.modules and importlib.util.find_spec(self.requires) is None:
+            imported = self.requires in sys.modules
+            version = _version(self.distribution or self.requires) if self.since else ""
+            if not imported and (version is None or importlib.util.find_spec(self.requires) is None):
                 return None
-            return _version(self.distribution or self.requires) if self.since else ""
         except (ImportError, ValueError):  # no parent package, or a module without a spec
             return None
+        except Exception as error:  # looking for `a.b` imports `a`, which may be broken
+            faults[self.name] = f"{type(error).__name__}: {error}"
+            return None
+        return version or ""
 
     def imported(self) -> bool:
         """Whether its library was imported, without which there can be no object of it."""
@@ -63,12 +74,13 @@ class Integration:
 
 
 @functools.cache
-def _version(distribution: str) -> str:
-    """The version of a distribution, `""` where it has none; reading it takes milliseconds."""
+def _version(distribution: str) -> str | None:
+    """The version of a distribution, or None where there is no such; reading it takes milliseconds."""
     try:
-        return metadata.version(distribution)
+        version: str | None = metadata.version(distribution)
     except metadata.PackageNotFoundError:
-        return ""
+        return None
+    return version or ""  # one without a version has lost a part of its metadata
 
 
 def _numbers(version: str) -> tuple[int, ...]:

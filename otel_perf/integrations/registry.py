@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Protocol, cast
 
 from otel_perf import guard
-from otel_perf.integrations.library import Integration
+from otel_perf.integrations.library import Integration, faults
 from otel_perf.settings import Settings
 from otel_perf.sources import SettingsError
 from otel_perf.telemetry import runtime
@@ -85,8 +85,6 @@ _log = logging.getLogger("otel_perf")
 
 #: How many handles of an integration are in force, by its name.
 taken: dict[str, int] = {}
-#: What was wrong with an integration when it was last tried, by its name.
-faults: dict[str, str] = {}
 
 
 def instrument(target: Any = None, **options: Any) -> Handle:
@@ -127,18 +125,17 @@ def _by_name(name: str, options: dict[str, Any]) -> Handle:
         known = ", ".join(repr(each.name) for each in INTEGRATIONS if each.whole)
         raise ValueError(f"no library {name!r} can be instrumented by name; known are {known}; others take the object")
     if each.found() is None:
-        faults[name] = f"it is not installed: pip install 'otel-perf[{name}]'"
-    else:
-        module = _loaded(each, wanted=True)
-        if module is not None and options:  # whoever gives options is told what is wrong with them
-            return _take(each, module, None, options)
-        if module is not None and (handle := _try(each, module)) is not None:
-            return handle
+        return _not_measured(name, f"it is not installed: pip install 'otel-perf[{name}]'")
+    module = _loaded(each, wanted=True)
+    if module is not None and options:  # whoever gives options is told what is wrong with them
+        return _take(each, module, None, options)
+    if module is not None and (handle := _try(each, module)) is not None:
+        return handle
     return _not_measured(name)
 
 
-def _not_measured(name: str) -> Undo:
-    _log.warning("otel_perf: %s is not measured: %s", name, faults.get(name, "it cannot be used"))
+def _not_measured(name: str, why: str = "it cannot be used") -> Undo:
+    _log.warning("otel_perf: %s is not measured: %s", name, faults.get(name, why))
     return Undo()
 
 
@@ -178,9 +175,10 @@ def unwanted() -> tuple[str, ...]:
 
 
 def elsewhere(each: Integration) -> str | None:
-    """Who else measures a library already, as far as its adapting module was imported and can tell."""
-    module: Any = sys.modules.get(f"otel_perf.integrations.{each.name}")
+    """Who else measures a library already, where that was imported: without that nobody does."""
     try:
+        beside = "opentelemetry.instrumentation" in sys.modules and each.requires in sys.modules
+        module: Any = sys.modules.get(f"otel_perf.integrations.{each.name}") or (each.load() if beside else None)
         return None if module is None or not hasattr(module, "elsewhere") else cast("str | None", module.elsewhere())
     except Exception:
         guard.note(f"asking who measures {each.name}")

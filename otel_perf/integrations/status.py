@@ -45,6 +45,8 @@ def report() -> Report:
 
 def _status(each: Integration) -> Status:
     version = each.found()
+    if version is None and each.name in registry.faults:
+        return Status(each.name, "broken", registry.faults[each.name])
     if version is None:
         return Status(each.name, "not installed", f"pip install 'otel-perf[{each.name}]'")
     problem = each.problem()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import httpx
 import pytest
@@ -16,6 +18,8 @@ from otel_perf import instrument
 from otel_perf.integrations import registry
 from otel_perf.integrations.library import Integration
 from tests.conftest import Telemetry
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def status(library: str) -> otel_perf.integrations.Status:
@@ -85,6 +89,54 @@ def test_a_library_that_is_half_imported(
         instrument(object())
     assert status(name).state in {"broken", "not installed"}
     instrument(name).undo()
+
+
+def in_a_folder(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """What a fresh process says that runs there, where files may have the names of libraries."""
+    path = os.pathsep.join([str(folder), str(ROOT)])
+    environ = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environ, capture_output=True, text=True, check=False
+    )
+
+
+SAY = """
+import otel_perf, otel_perf.integrations as i
+otel_perf.instrument()
+print({each.library: each.state for each in i.report()})
+"""
+
+
+def test_a_broken_parent_package(tmp_path: Path) -> None:
+    """A package that raises when something in it is looked for is broken, and nobody else is."""
+    (tmp_path / "google").mkdir()
+    (tmp_path / "google" / "__init__.py").write_text("raise RuntimeError('half a package')")
+    done = in_a_folder(tmp_path, SAY)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "'firestore': 'broken'" in done.stdout
+    assert "'httpx': 'measured'" in done.stdout
+
+
+def test_a_file_that_has_the_name_of_a_library(tmp_path: Path) -> None:
+    """A script or a folder of the application's is no library: it is not run."""
+    (tmp_path / "nowhere.py").write_text("raise SystemExit(3)")
+    made = "registry.INTEGRATIONS += (Integration('nowhere', 'nowhere', '1.0', whole=True),)\n"
+    imports = "from otel_perf.integrations import registry\nfrom otel_perf.integrations.library import Integration\n"
+    done = in_a_folder(tmp_path, imports + made + SAY)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "'nowhere': 'not installed'" in done.stdout
+
+
+def test_who_measures_already_is_known_before_we_do() -> None:
+    """The report names an upstream instrumentor that is active, also where ours was never asked."""
+    code = (
+        "from opentelemetry.instrumentation.redis import RedisInstrumentor\n"
+        "RedisInstrumentor().instrument()\n"
+        "import otel_perf.integrations as i\n"
+        "print(next(e.state for e in i.report() if e.library == 'redis'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "already measured by someone else", done.stderr
 
 
 def test_libraries_that_the_settings_leave_alone(telemetry: Telemetry) -> None:
