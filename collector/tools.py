@@ -168,8 +168,9 @@ def _install_wheel(tool: Tool, *, anew: bool = False) -> Path:
     assert tool.wheel is not None
     requirement, _ = tool.wheel
     with provision.locked(tool.name, _say):
-        path, _ = _look(tool)
-        if path is None or anew:
+        _output.cache_clear()  # another installation may have made it while we waited
+        ours = tool.cached is not None and tool.cached.is_file()
+        if not ours if anew else _look(tool)[0] is None:
             folder = provision.cache_folder() / f"{tool.name}-{requirement.partition('==')[2]}"
             provision.from_pypi(tool.name, requirement, folder, _say)
             _output.cache_clear()

@@ -146,7 +146,7 @@ def configure(service_name: str | None = None, *, views: Sequence[View] = (), **
     _sampler.target = made.sampler
     logs.correlate(loaded.log_correlation)
     log_export.hand_to(log_part)
-    loops.watch_running()
+    loops.resume()
     loops.wanted = loaded.runtime_metrics
     return loaded
 

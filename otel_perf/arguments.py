@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,19 @@ from otel_perf.telemetry.operation import QUERY
 
 __all__ = ["Calls", "Told", "takes"]
 
-#: The name of an argument, and its place where it has one.
-_Place = tuple[str, "int | None"]
+#: The name of an argument, its place where it has one, and its default.
+_Place = tuple[str, "int | None", Any]
+
+#: Whose filters may be read as SQL. A filter in another language (`genre = horror`) has values that nothing sets apart.
+_SQL_SYSTEMS = frozenset(
+    ("actian.ingres", "aws.redshift", "clickhouse", "cockroachdb", "derby", "duckdb", "firebirdsql", "gcp.spanner",
+     "h2database", "hsqldb", "ibm.db2", "ibm.informix", "ibm.netezza", "mariadb", "microsoft.sql_server", "mssql",
+     "mysql", "oracle.db", "other_sql", "postgresql", "sap.hana", "sap.maxdb", "snowflake", "sqlite", "teradata",
+     "trino")
+)  # fmt: skip
+_HIDDEN = redaction.Masked("?")
+_NAME = re.compile(r"[^\W\d][\w.:/-]{0,127}")
+_IDENTITY = re.compile(r"\d{6}|[0-9a-fA-F-]{16}")  # of a user, a session: no name of a collection
 
 
 def _parameters(method: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -66,15 +78,19 @@ class Calls:
             attributes: dict[str, Any] = {}
             given = _argument(self._collection_at, args, kwargs)
             if isinstance(given, str):
-                collection = redaction.text(given, 128)
+                collection = _name(given)
             given = _argument(self._filter_at, args, kwargs)
             if given is not None:
-                masked = redaction.query_text(given) if isinstance(given, str) else redaction.document(given)
-                attributes = {c.DB_QUERY_TEXT: masked}
+                attributes = {c.DB_QUERY_TEXT: self._shape(given)}
             return self._measured(collection, attributes)
         except Exception:
             guard.note("reading the arguments of a client")
             return self._handle
+
+    def _shape(self, given: Any) -> redaction.Masked:
+        if not isinstance(given, str):
+            return redaction.document(given)
+        return redaction.query_text(given) if self._told.system in _SQL_SYSTEMS else _HIDDEN
 
     def stream(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """Measures a generator function, or an async one, over the whole length of what it yields."""
@@ -101,18 +117,24 @@ class Calls:
         return later
 
 
+def _name(given: str) -> str:
+    """The name of a collection; `?` for what does not look like one."""
+    return given if _NAME.fullmatch(given) and not _IDENTITY.search(given) else "?"
+
+
 def _place(method: Callable[..., Any], argument: str | None) -> _Place | None:
-    """By which name an argument is given, and where it stands."""
+    """By which name an argument is given, where it stands, and what it is when it is not given."""
     if argument is None:
         return None
     for place, each in enumerate(_parameters(method).values()):
-        if each.name == argument and each.kind is not each.KEYWORD_ONLY:
-            return argument, place
-    return argument, None
+        if each.name == argument:
+            default = None if each.default is each.empty else each.default
+            return argument, None if each.kind is each.KEYWORD_ONLY else place, default
+    return argument, None, None
 
 
 def _argument(at: _Place | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     if at is None:
         return None
-    name, place = at
-    return args[place] if place is not None and place < len(args) else kwargs.get(name)
+    name, place, default = at
+    return args[place] if place is not None and place < len(args) else kwargs.get(name, default)

@@ -86,6 +86,9 @@ _SLACK = {
     "POST /api/chat.update": "update_message",
     "POST /api/views.open": "open_view",
     "POST /services/{team}/{hook}/{token}": "webhook",
+    "/services/{team}/{hook}/{token}/*": "webhook",
+    "/workflows/{team}/{app}/{id}/{token}/*": "workflow",
+    "/triggers/{team}/{id}/{token}/*": "workflow",
     "/api/{method}": "api",
 }
 _GITHUB = {
@@ -129,7 +132,12 @@ _PAYPAL = {
 _MAILGUN = {"POST /v3/{domain}/messages": "send_mail", "GET /v3/{domain}/events": "list_events"}
 _RESEND = {"POST /emails": "send_mail", "POST /emails/batch": "send_batch", "GET /emails/{id}": "get_mail"}
 _POSTMARK = {"POST /email": "send_mail", "POST /email/batch": "send_batch"}
-_TELEGRAM = {"POST /{bot}/sendMessage": "send_message", "/{bot}/{method}": "api"}
+_TELEGRAM = {"POST /{bot}/sendMessage": "send_message", "/{bot}/{method}": "api", "/file/{bot}/*": "file"}
+_DISCORD = {
+    "POST /api/webhooks/{id}/{token}": "webhook",
+    "/api/webhooks/{id}/{token}/*": "webhook",
+    "/api/{version}/webhooks/{id}/{token}/*": "webhook",
+}
 _APNS = {"POST /3/device/{token}": "send"}
 
 PEERS: tuple[tuple[str, tuple[str, ...], str, dict[str, str]], ...] = (
@@ -153,7 +161,7 @@ PEERS: tuple[tuple[str, tuple[str, ...], str, dict[str, str]], ...] = (
     ("postmark", ("api.postmarkapp.com",), "email", _POSTMARK),
     ("twilio", ("api.twilio.com", "*.twilio.com"), "messaging", _TWILIO),
     ("slack", ("slack.com", "*.slack.com"), "messaging", _SLACK),
-    ("discord", ("discord.com", "*.discord.com"), "messaging", {"POST /api/webhooks/{id}/{token}": "webhook"}),
+    ("discord", ("discord.com", "*.discord.com", "discordapp.com"), "messaging", _DISCORD),
     ("telegram", ("api.telegram.org",), "messaging", _TELEGRAM),
     ("fcm", ("fcm.googleapis.com",), "notifications", _FCM),
     ("apns", ("api.push.apple.com", "api.sandbox.push.apple.com"), "notifications", _APNS),

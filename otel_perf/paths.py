@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote
 
-__all__ = ["template"]
+__all__ = ["is_token", "template", "without_tokens"]
 
 _LONGEST = 2048
 _MOST_PARTS = 16
+_MOST_KEPT_PARTS = 64
 _KEPT = 1024
 _LONGEST_KEPT = 256
 _LONGEST_WORD = 48
@@ -37,6 +38,22 @@ def template(path: str) -> str:
                 _templates.clear()
             _templates[path] = found
     return found
+
+
+def is_token(part: str) -> bool:
+    """Whether a part of a path looks like a key, a hash or the like."""
+    return _part(part) == "{token}"
+
+
+def without_tokens(path: str, longer_than: int = 0) -> str:
+    """The path as it is, with `{token}` for the parts over a length that look like a key.
+
+    Args:
+        path: a path, of which what is too long to be read is left out.
+        longer_than: shorter parts, and those of this length, stay whatever they are.
+    """
+    parts = path[:_LONGEST].split("/", _MOST_KEPT_PARTS)
+    return "/".join(["{token}" if len(part) > longer_than and _part(part) == "{token}" else part for part in parts])
 
 
 def _part(part: str) -> str:

@@ -9,18 +9,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
+from ipaddress import ip_network
 from typing import NamedTuple
 
-from otel_perf import known_peers
+from otel_perf import known_peers, paths
 
-__all__ = ["Call", "Found", "Peer", "declare", "declared", "find", "generation"]
+__all__ = ["Call", "Found", "Peer", "declare", "declared", "find", "generation", "secrets"]
 
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
 _HOST = re.compile(r"[a-z0-9_*-]+(?:\.[a-z0-9_*-]+)*|\[?[0-9a-f:]*:[0-9a-f:.]*\]?")
 _PART = re.compile(r"([^{}*]*)(?:\{(\w+)\}([^{}*]*))?")
 _WORD = re.compile(r"[\w.:/-]+(?: [\w.:/-]+)*")
 _PRIVATE_ENDS = frozenset({"internal", "local", "localhost", "svc", "test"})
+#: What stands for a part of a path that must not be seen: `{token}`, `{api_key}`.
+_SECRET = re.compile(
+    r"(?:\w*_)?(?:api_?key|auth|bot|code|credential|e?mail|hook|key|pass(?:word)?|phone|secret|session|sig(?:nature)?"
+    r"|token|webhook)(?:_\w*)?",
+    re.IGNORECASE,
+)
+_MASK = "REDACTED"
 _LONGEST = 128
 _MOST_PARTS = 32
 _KEPT = 1024
@@ -141,6 +149,8 @@ def _operation(service: str, pattern: str, name: str) -> tuple[str, _Pattern]:
 def _host(service: str, pattern: str, found: Found) -> _Host:
     name, slash, rest = pattern.lower().partition("/")
     refuse = partial(_refuse, f"host {pattern[:_LONGEST]!r} of {service!r}")
+    if _network(pattern):
+        raise refuse("is a network", "write its addresses one by one, or with a star, as in 10.0.0.*")
     if len(pattern) > 253 or not _HOST.fullmatch(name):
         raise refuse("cannot be one", "write it as in api.example.com or *.example.com, without scheme and port")
     name = name.strip("[]")
@@ -154,6 +164,14 @@ def _host(service: str, pattern: str, found: Found) -> _Host:
         re.compile(".*".join(re.escape(part) for part in parts)), f"/{prefix.rstrip('/')}" if slash and rest else "",
         found, ("*" in name, -len(name.replace("*", "")), -len(prefix)),
     )  # fmt: skip
+
+
+def _network(pattern: str) -> bool:
+    try:
+        ip_network(pattern, strict=False)
+    except ValueError:
+        return False
+    return "/" in pattern
 
 
 def _refuse(what: str, why: str, remedy: str) -> ValueError:
@@ -226,3 +244,40 @@ def find(host: str) -> tuple[tuple[str, Found], ...]:
         _known_hosts = _Hosts(Peer(*each) for each in known_peers.PEERS)
     host = host.lower().removesuffix(".")[:253]
     return (*_own_hosts.of(host), *_known_hosts.of(host))
+
+
+@lru_cache(maxsize=_KEPT)
+def _marked(template: str) -> tuple[tuple[str, str] | None, ...]:
+    """Per part of a template: what stands around a secret, or None for what may be seen."""
+    marked: list[tuple[str, str] | None] = []
+    for part in template.split("/"):
+        read = _PART.fullmatch(part)
+        if read is None or read[2] is None or not _SECRET.fullmatch(read[2]):
+            marked.append(None)
+        else:
+            marked.append((read[1], read[3]))
+    return tuple(marked)
+
+
+def secrets(template: str | None, path: str) -> tuple[tuple[str, str], ...]:
+    """The parts of a path that must not be seen, each with what is shown in its place.
+
+    Where a template was declared its placeholders say which: `{token}`, `{bot}`, `{api_key}`. What no template knows is
+    a guess, as `{token}` is in `paths`.
+    """
+    return (_secrets if len(path) <= _LONGEST_KEPT else _secrets.__wrapped__)(template, path)
+
+
+@lru_cache(maxsize=_KEPT)
+def _secrets(template: str | None, path: str) -> tuple[tuple[str, str], ...]:
+    marked = () if template is None else _marked(template.removesuffix("/*"))
+    found: dict[str, str] = {}
+    for index, part in enumerate(path.split("/")):
+        if index >= len(marked):
+            if part and paths.is_token(part):
+                found[part] = _MASK
+        else:
+            around = marked[index]
+            if around is not None:
+                found[part] = f"{around[0]}{_MASK}{around[1]}"
+    return tuple(found.items())

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 from urllib.parse import quote, unquote_plus, urlsplit, urlunsplit
 
 from otel_perf import conventions as c
-from otel_perf import documents, statements, summaries
+from otel_perf import documents, paths, statements, summaries
 
 __all__ = [
     "MASK",
@@ -166,22 +166,41 @@ def redis_command(*args: object) -> Masked:
 
 # Errors ---------------------------------------------------------------------------------------------------------------
 
+_IN_PIPELINE = "Command of pipeline caused error: "
+
 # What is masked in free text. Each alternative begins only where a word or a quoted text begins, and succeeds or fails
 # in one pass over it, so the whole is linear.
-_QUOTED = r"""(?<!\w)[bBrRuUfF]?'(?:[^'\\]|\\[\s\S]?|'(?=\w))*(?:'|\Z)|"(?:[^"\\]|\\[\s\S]?)*(?:"|\Z)"""
+_PLAIN_QUOTED = r"""(?<!\w)[bBrRuUfF]?'(?:[^'\\]|\\[\s\S]?|'(?=\w))*(?:'|\Z)|"(?:[^"\\]|\\[\s\S]?)*(?:"|\Z)"""
+# Those of messages in other languages too.
+_QUOTED = (
+    rf"{_PLAIN_QUOTED}|\u00ab[^\u00bb]*(?:\u00bb|\Z)|\u201e[^\u201c\u201d]*(?:[\u201c\u201d]|\Z)"
+    r"|\u201c[^\u201d]*(?:\u201d|\Z)|\u2018[^\u2019]*(?:\u2019|\Z)|\u300c[^\u300d]*(?:\u300d|\Z)"
+)
 _IN_TEXT = re.compile(
     rf"""(?P<quoted>{_QUOTED})"""
     r"""|(?P<url>(?<!\w)\w{2,16}://[^\s'"<>]+)"""
     rf"""|(?P<key>(?<![\w-])[\w-]*?(?:pass(?:word|wd|phrase)?|secret|token|api[_-]?key|authorization|bearer|cookie"""
     rf"""|session|credential)[\w-]*(?:\s*[=:]\s*|\s+)(?:(?:bearer|basic|digest)\s+)?)(?:{_QUOTED}|\S+)"""
-    r"""|(?P<row>\)=\(|Failing\srow\scontains\s\()[\s\S]*"""
+    r"""|(?P<row>\)=\(|(?<=\w\s)\((?=[^(),]*,))[\s\S]*"""
     r"""|(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)*"""
     r"""|(?<![\w-])(?=[\w-]*\d)[\w-]{20,}"""
     r"""|\b\d{3,}\b""",
     re.IGNORECASE,
 )
+# How Firestore names a document; an id may have spaces, so that its end cannot be told.
+_DOCUMENT_NAME = re.compile(r"(\bdatabases/[^/\s]{1,100}/documents/)[^\r\n]*")
 # Where database drivers repeat values unquoted.
-_REPEATED = re.compile(r"\[SQL:|\[parameters:|\nDETAIL:|\nLINE \d|\nQUERY:|\nCONTEXT:|(?<=for query argument )\$\d+:")
+# PostgreSQL speaks the server's language: a line that begins with one word and a colon is such a part.
+_REPEATED = re.compile(r"\[SQL:|\[parameters:|\n[ \t]*[^\W\d_]+(?:\s?\d+)?\s?[:\uff1a]|(?<=for query argument )\$\d+:")
+# Redis says where a script failed; what it failed with is the script's own text.
+_IN_SCRIPT = ("user_script", "user_function")
+_CODE = re.compile(r"[A-Z][A-Z0-9_]{1,31}(?= |\Z)")
+# What Redis itself says; any other text of a `ResponseError` may be a script's, of which the first word is kept.
+_REDIS_SAYS = re.compile(
+    r"(?:ERR )?(?:unknown (?:sub)?command|wrong number of arguments|syntax error|value is |no such key"
+    r"|index out of range)",
+    re.IGNORECASE,
+)
 
 
 def message(value: str) -> str:
@@ -192,8 +211,13 @@ def message(value: str) -> str:
     """
     if value.startswith("Command # "):
         _, found_cause, cause = value.rpartition(" of pipeline caused error: ")
-        value = f"Command of pipeline caused error: {cause if found_cause else ''}"
-    value = text(_REPEATED.split(value[:MAX_LENGTH], maxsplit=1)[0]).strip()
+        value = f"{_IN_PIPELINE}{cause if found_cause else ''}"
+    if any(each in value for each in _IN_SCRIPT):
+        return _of_script(value)
+    value = value[:MAX_LENGTH]
+    if "/documents/" in value:
+        value = _DOCUMENT_NAME.sub(r"\1{id}", value)
+    value = text(_REPEATED.split(value, maxsplit=1)[0]).strip()
     for _ in range(_PASSES):
         masked = text(_IN_TEXT.sub(_masked, value)).strip()
         if masked == value:
@@ -202,11 +226,26 @@ def message(value: str) -> str:
     return value
 
 
+def _of_redis(value: str) -> str:
+    cause = value.rpartition(" of pipeline caused error: ")[2] if value.startswith("Command # ") else value
+    if _REDIS_SAYS.match(cause):
+        return value
+    code = _CODE.match(cause)
+    return code[0] if code else "ERR"
+
+
+def _of_script(value: str) -> str:
+    code = _CODE.match(value.removeprefix(_IN_PIPELINE))
+    return f"{code[0] if code else 'ERR'} in a Redis script"
+
+
 def _masked(found: re.Match[str]) -> str:
     if found["key"] is not None:
         return f"{found['key']}{MASK}"
     if found["url"] is not None:
-        return url(found["url"])
+        shown = url(found["url"])
+        at = shown.find("/", shown.find("://") + 3)  # keys stand in paths too, as in those of webhooks
+        return shown if at < 0 else shown[:at] + paths.without_tokens(shown[at:])
     return f"{found['row']}?)" if found["row"] is not None else "?"
 
 
@@ -222,10 +261,11 @@ def exception(error: BaseException) -> dict[str, str]:
     Source lines can hold literals, and reading them costs file access.
     """
     steps = list(traceback.walk_tb(error.__traceback__))[-_STACK_DEPTH:]
+    kind, told = exception_type(error), as_text(error)
     frames = [f'File "{f.f_code.co_filename}", line {line}, in {f.f_code.co_name}\n' for f, line in steps]
     return {
-        c.EXCEPTION_TYPE: exception_type(error),
-        c.EXCEPTION_MESSAGE: message(as_text(error)),
+        c.EXCEPTION_TYPE: kind,
+        c.EXCEPTION_MESSAGE: message(_of_redis(told) if kind == "redis.exceptions.ResponseError" else told),
         c.EXCEPTION_STACKTRACE: "".join(frames)[-MAX_LENGTH:],
     }
 

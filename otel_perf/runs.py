@@ -58,7 +58,7 @@ class Run(Operation):
         """Items per second, once it has stopped; None where no items were counted."""
         try:
             items, seconds = plain(self.items or 0), self.seconds
-        except (TypeError, ValueError):  # no number, which is noted where it is counted
+        except (TypeError, ValueError, OverflowError):  # no number, which is noted where it is counted
             return None
         return float(items / seconds) if seconds and 0 < items < math.inf else None
 
@@ -138,7 +138,7 @@ def begin(
     """Begins a run of a job; it always answers one, also before `configure()`.
 
     Args:
-        name: the job's; beyond 2000 of them runs are of `_OTHER`.
+        name: the job's; beyond 1990 of them runs are of `_OTHER`.
         trigger: what had it begin: schedule, queue, http. Without it a request above tells, by its headers.
         asked_at_s: when the run was asked for, or due, by Unix time: it waited since then.
         attributes: span attributes.

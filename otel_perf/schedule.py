@@ -139,6 +139,8 @@ def _shown(value: object) -> str:
 
 
 def _seconds(every: Any) -> float:
+    if isinstance(every, bool):  # a float could be made of it
+        return 0.0
     if isinstance(every, str):
         found = _DURATION.fullmatch(every)
         return float(found[1]) * _UNITS_S[found[2]] if found else 0.0

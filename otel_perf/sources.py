@@ -25,13 +25,12 @@ class SettingsError(ValueError):
 
 
 @contextmanager
-def opted_in(convention: str) -> Generator[None, None, None]:
+def opted_in(*conventions: str) -> Generator[None, None, None]:
     """Opts into stable semantic conventions for the length of the block: upstream reads the variable at first use."""
     name = "OTEL_SEMCONV_STABILITY_OPT_IN"
     before = os.environ.get(name)
     chosen = [part.strip() for part in (before or "").split(",") if part.strip()]
-    if convention not in chosen and f"{convention}/dup" not in chosen:
-        chosen.append(convention)
+    chosen += [each for each in conventions if each not in chosen and f"{each}/dup" not in chosen]
     os.environ[name] = ",".join(chosen)
     try:
         yield

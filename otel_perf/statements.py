@@ -7,6 +7,7 @@ a quote, a quote that never ends), what follows is masked as a whole.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 __all__ = ["UNPRINTABLE", "read"]
 
@@ -22,8 +23,27 @@ _OPENS = re.compile(
 )
 # Where a double-quoted word is a name in every dialect. Elsewhere MySQL and SQLite may take it for a string.
 _BEFORE_NAME = re.compile(
-    r"(?:\.|\b(?:FROM|JOIN|INTO|UPDATE|TABLE|TRUNCATE|ONLY|EXISTS|AS|BY|INDEX|VIEW|REFERENCES|CONSTRAINT)\s"
-    r"|\bINTO\s+[\w.]*\s*\()\s*\Z",
+    r"(?:\.|\b(?:(?P<list>FROM)|JOIN|(?P<into>INTO)|UPDATE|TABLE|COLUMN|TRUNCATE|ONLY|IF\s(?:NOT\s)?EXISTS|AS|INDEX|VIEW"
+    r"|REFERENCES|CONSTRAINT)\s|(?P<columns>\bINTO\s+[\w.]+\s*\((?:\s*\w+\s*,)*))\s*\Z",
+    re.IGNORECASE,
+)
+_COLUMNS = re.compile(r"[(,](?:\s*\w+\s*,)*")
+# There FROM is followed by a value: `TRIM("x" FROM "y")`, MySQL's `PREPARE s FROM "..."`.
+_FROM_VALUE = re.compile(
+    r"(?:\bDISTINCT|\bPREPARE\s+\S+|\b(?:TRIM|SUBSTR(?:ING)?|EXTRACT|OVERLAY|POSITION)\s*\([^()]*)\sFROM\s+\Z",
+    re.IGNORECASE,
+)
+# What gives away a password although it is no literal; the rest of such a statement is masked. A column that is called
+# `password` is none of it.
+_CREDENTIALS = re.compile(
+    r"""(\bIDENTIFIED\s(?:BY|WITH|VIA|AS|USING)\b"""
+    r"""|(?:\A|;)\s?(?:SET\sPASSWORD\b"""
+    r"""|SET\s[^;]*?(?:pass|pwd|secret|token|key|credential)[^;=\s]{0,64}\s?(?:=|:=|\bTO\b)"""
+    r"""|PRAGMA\s(?:\w+\.)?(?:(?:text|hex)?(?:re)?key|password)\b"""
+    r"""|ATTACH\b[^;]*?\bKEY\b"""
+    r"""|(?:CREATE|ALTER)\s(?:OR\sREPLACE\s)?(?:USER|ROLE|GROUP|LOGIN|SERVER|SUBSCRIPTION|CREDENTIAL|SECRET|CONNECTION"""
+    r"""|(?:DATABASE|APPLICATION|MASTER|ASYMMETRIC|SYMMETRIC)\s\w+)\b[^;]*?\b(?:PASSWORD|SECRET|CONNECTION)\b))"""
+    r"""(?!\s?\Z)[\s\S]*""",
     re.IGNORECASE,
 )
 _CLOSES = {"[": "]", "(": ")", "{": "}", "<": ">"}
@@ -33,9 +53,9 @@ _QUOTES = ("'", '"', "`")
 _SPACES = re.compile(r"\s+")
 _LISTS = re.compile(r"\(\s*\?(?:\s*,\s*\?)+\s*\)")
 # As many placeholders as there happened to be values: those of IN, and of the rows of VALUES.
-_HOLDER = r"(?:\?|%s|%\(\w+\)s|[$:]\w+)(?:::\w+)?"
-_HOLDERS = rf"\( ?{_HOLDER}(?: ?, ?{_HOLDER})* ?\)"
-_IN = re.compile(rf"(\bIN ?){_HOLDERS}", re.IGNORECASE)
+_HOLDER = r"(?:[-+]?\?|%s|%\(\w+\)s|[$:]\w+|NULL|DEFAULT)(?:::\w+)?"
+_HOLDERS = rf"(?:ROW ?)?\( ?{_HOLDER}(?: ?, ?{_HOLDER})* ?\)"
+_IN = re.compile(rf"(\bIN ?)(?:{_HOLDERS}|\( ?{_HOLDERS}(?: ?, ?{_HOLDERS})* ?\))", re.IGNORECASE)
 _ROWS = re.compile(rf"(\bVALUES ?{_HOLDERS})(?: ?, ?{_HOLDERS})+", re.IGNORECASE)
 
 
@@ -52,6 +72,7 @@ def read(statement: str, limit: int) -> str:
 
 def _masked(statement: str) -> str:
     plain = _SPACES.sub(" ", _without_literals(_MARKS.sub(" ", statement))).strip()
+    plain = _CREDENTIALS.sub(r"\1 ?", plain)
     return _ROWS.sub(r"\1", _IN.sub(r"\1(?)", _LISTS.sub("(?)", plain)))
 
 
@@ -63,7 +84,7 @@ def _without_literals(statement: str) -> str:
     while found := _OPENS.search(statement, position):
         before = statement[position : found.start()]
         kept.append(before)
-        end, shown = reader.read(found, before, "".join(kept[-3:-1]))
+        end, shown = reader.read(found, before, kept)
         if end is None:  # it never ends, or can be read in two ways
             kept.append("?")
             return "".join(kept)
@@ -73,21 +94,29 @@ def _without_literals(statement: str) -> str:
     return "".join(kept)
 
 
+def _place(before: str) -> str | None:
+    found = _BEFORE_NAME.search(before[-200:])
+    return None if found is None else found.lastgroup
+
+
 class _Reader:
     """Finds where the things in one statement end."""
 
-    __slots__ = ("_even_until", "_last_quote", "_statement")
+    __slots__ = ("_even_until", "_last_quote", "_place", "_statement")
 
     def __init__(self, statement: str) -> None:
         self._statement = statement
         # Looked up once, so that many `#` do not read the same text again and again.
         self._last_quote = max(statement.rfind(each) for each in _QUOTES)
         self._even_until = -1
+        # Where the last thing stood, if it is a name: in a FROM list, behind INTO, among its columns.
+        self._place: str | None = None
 
-    def read(self, found: re.Match[str], before: str, earlier: str) -> tuple[int | None, str]:
+    def read(self, found: re.Match[str], before: str, kept: Sequence[str]) -> tuple[int | None, str]:
         """Where the thing that was found ends, None where that cannot be told, and what is shown of it."""
         statement = self._statement
         start, end = found.span()
+        place, self._place = self._place, None
         if found["number"] or found["truth"]:
             return end, "?"
         if found["string"]:
@@ -96,7 +125,7 @@ class _Reader:
             closed = self._quoted(found["name"], end)
             if closed is None:
                 return None, ""
-            as_name = found["name"] == "`" or self._is_name(before, earlier, closed)
+            as_name = self._is_name(before, kept, closed, place) or found["name"] == "`"
             return closed, statement[start:closed] if as_name else "?"
         if found["line"]:
             return self._line(found["line"], end)
@@ -122,14 +151,22 @@ class _Reader:
             end = statement.find(mark, end + 2)
         return None
 
-    def _is_name(self, before: str, earlier: str, end: int) -> bool:
-        if self._statement[end : end + 1] == "." or _BEFORE_NAME.search(before[-200:]):
-            return True
-        # The columns of INSERT INTO "t" ("a", "b"), one after the other.
+    def _is_name(self, before: str, kept: Sequence[str], end: int, place: str | None) -> bool:
         between = before.strip()
-        if between == "(":
-            return earlier[-1:] == '"' and re.search(r"\bINTO\s", earlier, re.IGNORECASE) is not None
-        return between == "," and earlier[-1:] == '"'
+        if (place, between) in {("list", ","), ("into", ".")}:
+            self._place = place
+        elif (place == "into" and between[:1] == "(") or (place == "columns" and between[:1] == ","):
+            self._place = "columns" if _COLUMNS.fullmatch(between) else None
+        if self._place is not None or self._statement[end : end + 1] == ".":
+            self._place = self._place or _place(before)
+            return True
+        if _BEFORE_NAME.search(before[-200:]) is None:
+            return False
+        self._place = _place(before)
+        if self._place != "list" or _FROM_VALUE.search("".join(kept[-9:])[-400:]) is None:
+            return True
+        self._place = None
+        return False
 
     def _line(self, mark: str, start: int) -> tuple[int | None, str]:
         statement = self._statement

@@ -62,7 +62,19 @@ class _Level:
 class _Reader:
     """Goes through the words of one masked statement."""
 
-    __slots__ = ("_before", "_begins", "_bound", "_levels", "_main", "_verb", "_wanted", "first", "parts", "targets")
+    __slots__ = (
+        "_before",
+        "_begins",
+        "_bound",
+        "_called",
+        "_levels",
+        "_main",
+        "_verb",
+        "_wanted",
+        "first",
+        "parts",
+        "targets",
+    )
 
     def __init__(self) -> None:
         self.parts: list[tuple[str, list[str]]] = []
@@ -72,6 +84,7 @@ class _Reader:
         self._verb = ""
         self._begins = True  # the next word is the first of a statement
         self._wanted = False  # the next name is a target
+        self._called = False  # behind FROM a name with a bracket is a function
         self._before = ""
         self._levels = [_Level()]
         self._bound: set[str] = set()  # names that WITH gives
@@ -91,10 +104,10 @@ class _Reader:
         elif mark == ";":
             self._levels, self._begins = [_Level()], True
             self._bound.clear()
-        self._wanted = mark == "," and level.listing
+        self._wanted = self._called = mark == "," and level.listing
         self._before = mark
 
-    def name(self, name: str) -> None:
+    def name(self, name: str, following: str = "") -> None:
         """Reads a word or a quoted name."""
         word = name.upper() if name[0] not in '"`[' else ""
         level = self._levels[-1]
@@ -114,7 +127,8 @@ class _Reader:
             level.listing = self._wanted = False
         elif self._wanted and word not in _PASSED:
             self._wanted = False
-            self._target(name)
+            if not (self._called and following.lstrip()[:1] == "("):
+                self._target(name)
         self._before = word or name
 
     def _operation(self, word: str, level: _Level) -> None:
@@ -123,7 +137,7 @@ class _Reader:
         if len(self._levels) == 1:
             self._main = self._main or word
         level.asked, level.named, level.listing = True, False, False
-        self._wanted = word in _TAKES_TARGET
+        self._wanted, self._called = word in _TAKES_TARGET, False
         self.parts.append((word, []))
 
     def _want(self, word: str, level: _Level) -> None:
@@ -132,7 +146,7 @@ class _Reader:
             not (level.asked or len(self._levels) == 1) or self._before == "DISTINCT" or self._verb == "COPY"
         ):
             return
-        self._wanted = True
+        self._wanted, self._called = True, word in {"FROM", "JOIN", "USING"}
         level.listing = word == "FROM" or (word in {"JOIN", "USING"} and level.listing)
 
     def _target(self, name: str) -> None:
@@ -156,7 +170,7 @@ def summarise(masked: str) -> Summary:
     for found in _TOKENS.finditer(masked):
         name, mark = found["name"], found["mark"]
         if name:
-            reader.name(name)
+            reader.name(name, masked[found.end() : found.end() + 2])
         elif mark:
             reader.mark(mark)
     length = 0

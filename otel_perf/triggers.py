@@ -21,8 +21,10 @@ TASK_NAME = "background.job.task.name"
 ATTEMPT = "background.job.attempt"
 
 _LONGEST = 128
-# Parts of a second are left out: not every Python reads them with any number of digits.
-_MOMENT = re.compile(r"(\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d)(?:\.\d{1,12})?([Zz]|[+-]\d\d:\d\d)?", re.ASCII)
+# Parts of a second are read apart: not every Python reads them with any number of digits.
+_MOMENT = re.compile(
+    r"(\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d)(?P<parts>\.\d{1,12})?(?P<zone>[Zz]|[+-]\d\d:\d\d)?", re.ASCII
+)
 _TASKS = (b"x-cloudtasks-", b"x-appengine-")
 
 
@@ -88,8 +90,8 @@ def _moment(text: str | None) -> float | None:
     if found is None:
         return None
     try:
-        zone = "+00:00" if found[2] in {None, "Z", "z"} else found[2]
-        moment_s = datetime.fromisoformat(found[1] + zone).timestamp()
+        zone = "+00:00" if found["zone"] in {None, "Z", "z"} else found["zone"]
+        moment_s = datetime.fromisoformat(found[1] + zone).timestamp() + float(found["parts"] or 0)
     except (ValueError, OverflowError):
         return None
     return moment_s if moment_s >= 0 else None

@@ -98,7 +98,10 @@ def test_the_number_of_results(telemetry, store):
     ("given", "shown"),
     [
         ({"email": SECRET, "age": {"$gt": 21}}, '{"email": ?, "age": {"$gt": ?}}'),
-        (f"SELECT * FROM users WHERE email = '{SECRET}'", "SELECT * FROM users WHERE email = ?"),
+        ("email:alice AND city:Paris", "?"),
+        ("genre = horror", "?"),
+        ("q=alice&token=abc", "?"),
+        (f"SELECT * FROM users WHERE email = '{SECRET}'", "?"),
     ],
 )
 def test_the_shape_of_a_filter(telemetry, store, given, shown):
@@ -112,13 +115,59 @@ def test_the_shape_of_a_filter(telemetry, store, given, shown):
     assert counted(telemetry) == {("search", "a", None): 1, ("search", "a", "LookupError"): 1}
 
 
+@pytest.mark.parametrize("system", ["postgresql", "mysql", "sqlite", "other_sql"])
+def test_a_filter_in_sql(telemetry, system):
+    """Where the system speaks SQL, a text is shown without its literals."""
+    measured = measure.client(Store(), system=system, methods={"search": "search"}, filter_argument="filter")
+    measured.search("a", filter=f"email = '{SECRET}' AND age > 21")
+    assert telemetry.spans[0].attributes[c.DB_QUERY_TEXT] == "email = ? AND age > ?"
+
+
+def test_a_collection_by_default(telemetry):
+    """What the method takes when it is given none is the collection, not what is said for calls without one."""
+
+    class Shop:
+        def find(self, text, collection="items"):
+            return text
+
+        def look(self, text, *, collection="orders"):
+            return text
+
+        def list(self, text, collection=None):
+            return text
+
+    names = {name: name for name in ("find", "look", "list")}
+    shop = measure.client(Shop(), system="zerodb", methods=names, collection="none", collection_argument="collection")
+    for name in names:
+        getattr(shop, name)("x")
+    shop.look("x", collection="given")
+    assert set(counted(telemetry)) == {
+        ("find", "items", None), ("look", "orders", None), ("look", "given", None), ("list", "none", None)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("docs", "docs"), ("tenant-7/docs_v2.de", "tenant-7/docs_v2.de"), ("straße", "straße"),
+        (SECRET, "?"), ("user bob 4711", "?"), ("123-45-6789", "?"), ("x" * 1_000_000, "?"), ("user_4711000", "?"),
+        ("u-f81d4fae-7dec-11d0-a765-00a0c91e6bf6", "?"), ("docs\n", "?"), ("", "?"),
+    ],
+)  # fmt: skip
+def test_a_collection_that_is_no_name(telemetry, store, given, shown):
+    """Data in the place of a name is neither a label nor part of a span's name."""
+    store.search(given)
+    assert set(counted(telemetry)) == {("search", shown, None)}
+    assert telemetry.spans[0].name == f"search {shown}"
+
+
 def test_a_filter_of_a_megabyte(telemetry, store):
     """It is cut, and the collections of 5,000 names go into the overflow."""
     store.search("a", filter={"x" * 1_000_000: ["y"] * 100_000})
     assert len(telemetry.spans[0].attributes[c.DB_QUERY_TEXT]) <= 2048
     telemetry.restart(cardinality_limit=50)
     for each in range(5000):
-        store.search(f"{each}-{'x' * 200}")
+        store.search(f"c{each}-{'x' * 100}")
     points = telemetry.points(c.QUERY_DURATION.name)
     assert len(points) <= 51
     assert sum(point.count for point in points) == 5000

@@ -23,6 +23,7 @@ TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, tex
 
 # Modules whose test has another stem, because they are parts of one thing that is tested whole.
 TESTED_ELSEWHERE = {
+    "otel_perf/integrations/origins.py": "test_http_call",
     "otel_perf/telemetry/containers.py": "test_span",
     "otel_perf/telemetry/current_span.py": "test_span",
     "otel_perf/telemetry/lean.py": "test_sdk",

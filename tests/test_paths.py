@@ -38,6 +38,14 @@ def test_a_template(path: str, expected: str) -> None:
     assert paths.template(path) == expected
 
 
+def test_tokens_only() -> None:
+    """Keys are masked, all else stays as it is; of long paths a bounded part is read."""
+    assert paths.without_tokens("/users/42/deadbeef01/é") == "/users/42/{token}/{token}"
+    assert paths.without_tokens("/users/deadbeef01", 20) == "/users/deadbeef01"
+    assert paths.without_tokens("/" + "deadbeef01" * 3 + "/x", 20) == "/{token}/x"
+    assert len(paths.without_tokens("/a" * 500_000)) < 2048
+
+
 @given(st.text(max_size=300))
 @settings(max_examples=100)
 def test_any_text(path: str) -> None:

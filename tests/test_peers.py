@@ -139,3 +139,10 @@ def test_what_is_kept_is_bounded() -> None:
     found.call("GET", "/v1/" + "x/" * 500_000)
     assert len(found._known) <= 1024
     assert max(len(path) for _, path in found._known) <= 256
+
+
+@pytest.mark.parametrize("host", ["10.0.0.0/8", "10.0.0.1/24", "fd00::/8"])
+def test_a_network_is_no_host(host: str) -> None:
+    """It is refused, with what to write instead of it."""
+    with pytest.raises(ValueError, match="is a network: write its addresses"):
+        peers.declare("x", host)

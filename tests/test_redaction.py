@@ -252,6 +252,14 @@ def test_redis_names_are_bounded():
         f"password={SECRET}", f"access_token: {SECRET}", f"Authorization: Bearer {SECRET}", f"authorization={SECRET}",
         f"my_api_key = '{SECRET} b'", f"sessionid={SECRET}", f"X-Auth-Token {SECRET}", f"client_secret={SECRET}&a=b",
         f"mail to {SECRET}@example.com", f"redis://:{SECRET}@localhost:6379/0", f"http://h/p?code={SECRET}",
+        f"ERREUR: une valeur\nDÉTAIL : La ligne {SECRET}", f"FEHLER: x\nZEILE 1: SELECT {SECRET}",
+        f"ERROR: x\n\u0414\u0415\u0422\u0410\u041b\u0418:  {SECRET}", f"错误: x\n描述:  {SECRET}",
+        f"ERREUR: DÉTAIL : en échec contient (1, {SECRET}, null).",
+        f"syntaxe en entrée invalide : « {SECRET} »", f"Wert „{SECRET}“ ist",
+        f"value “{SECRET}” is", f"a \u2018{SECRET}\u2019",
+        f"{SECRET} here script: 0af1, on @user_script:1.", f"{SECRET} x script: f, on @user_function:1.",
+        f"ERR {SECRET} script: 0af1, on @user_script:1.",
+        f"Command # 1 (EVAL x) of pipeline caused error: {SECRET} y script: 0, on @user_script:1.",
         f"Key (name)=({SECRET}) already exists.", f"Failing row contains (1, {SECRET}, null).",
         f"(x) IntegrityError\n[SQL: INSERT {SECRET}]", f"x\n[parameters: ({SECRET},)]", f"x\nDETAIL:  Key {SECRET}",
         f"x\nLINE 1: SELECT {SECRET}\n", f"x\nCONTEXT: {SECRET}", f"invalid input for query argument $1: {SECRET} (x)",
@@ -279,6 +287,8 @@ def test_no_long_number_survives_in_an_errors_text(number):
         ("connect to redis://:pw@h:6379/0 failed", "connect to redis://h:6379/0 failed"),
         ("UNIQUE constraint failed: users.email", "UNIQUE constraint failed: users.email"),
         ("Command # 1 (GET k) of pipeline caused error: WRONGTYPE", "Command of pipeline caused error: WRONGTYPE"),
+        ("WRONGTYPE x y script: 0af1, on @user_script:1.", "WRONGTYPE in a Redis script"),
+        ("2 errors for User\nname\n  Field required", "2 errors for User name   Field required"),
         ("", ""),
     ],
 )
@@ -344,3 +354,21 @@ def test_attributes_are_redacted_by_key():
     assert clean["number"] == 5
     assert clean["list"] == ["a ", 1]
     assert clean["http.request.header.authorization"] == [MASK]
+
+
+@pytest.mark.parametrize("name", ["users/alice-smith", "users/alice smith/orders/first one", "a b", ""])
+def test_names_of_documents(name):
+    """The path of a Firestore document is masked to the end of its line, for an id may have spaces."""
+    root = "projects/shop/databases/(default)/documents/"
+    assert message(f"No document to update: {root}{name}") == f"No document to update: {root}{{id}}"
+    assert message(message(f"{root}{name}")) == f"{root}{{id}}"
+    assert "alice" not in message(f"404 https://firestore.test/v1/{root}{name}")
+
+
+def test_keys_in_the_paths_of_addresses_within_messages():
+    """An error text of a client repeats its address; what looks like a key in there is masked, once and for all."""
+    shown = redaction.message(
+        "failed: https://hooks.slack.com/services/T0001234/XXsecret123456 and http://a.b/users/12"
+    )
+    assert shown == "failed: https://hooks.slack.com/services/{token}/{token} and http://a.b/users/12"
+    assert redaction.message(shown) == shown

@@ -78,6 +78,8 @@ def test_items_that_are_no_number(telemetry, monkeypatch):
     with measure.job("nightly") as run:
         run.items = "many"
     assert run.rate is None
+    run.items = 10**400
+    assert run.rate is None
 
 
 def test_an_overlap(telemetry):
@@ -342,6 +344,14 @@ def test_many_jobs(telemetry, monkeypatch):
     monkeypatch.setattr(jobs, "_MAX_JOBS", 21)
     runs.begin("x" * 1_000_000, activate=False).stop()
     assert count(telemetry, c.JOB_DURATION, "x" * 256) == 1
+
+
+def test_the_names_beyond_the_limit_have_a_series(telemetry):
+    """They come before the limit of a metric, so they are seen as `_OTHER`."""
+    for number in range(2010):
+        runs.begin(f"job-{number}", activate=False, span=False).stop()
+    assert count(telemetry, c.JOB_DURATION, "_OTHER") == 20
+    assert not telemetry.points(c.JOB_DURATION.name, otel__metric__overflow=True)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,22 @@ def test_durations(every, seconds):
 
 @pytest.mark.parametrize(
     "every",
-    [0, -1, math.nan, math.inf, "", "1 day", "1d 2h", "@daily", "9" * 400 + "d", timedelta(days=1), b"1d", [], object],
+    [
+        0,
+        True,
+        -1,
+        math.nan,
+        math.inf,
+        "",
+        "1 day",
+        "1d 2h",
+        "@daily",
+        "9" * 400 + "d",
+        timedelta(days=1),
+        b"1d",
+        [],
+        object,
+    ],
     ids=lambda value: repr(value)[:20],
 )
 def test_what_is_neither(every):

@@ -78,6 +78,70 @@ def test_no_literal_of_a_generated_statement_survives(text):
     assert sql(read.text).text == read.text
 
 
+_NAMED = (
+    'SELECT id AS "id", {0} AS "tag" FROM t', 'SELECT t."x", {0} FROM t', 'SELECT * FROM t ORDER BY "name", {0}',
+    "SELECT * FROM t ORDER BY {0}", 'SELECT * FROM t GROUP BY t."a", {0}', "SELECT IF(x EXISTS {0}, 1, 2)",
+    'INSERT INTO "t" ("a", b, "c") SELECT {0}, {0}', 'SELECT TRIM("x" FROM {0}) FROM "t"',
+    "SELECT 1 WHERE a IS DISTINCT FROM {0}",
+    "PREPARE s FROM {0}", 'SELECT * FROM "t" WHERE ("t"."a", {0}) IN (({0}, {0}))', "ALTER USER bob IDENTIFIED BY {0}",
+    "CREATE USER x IDENTIFIED WITH native AS {0}", "CREATE DATABASE LINK l CONNECT TO u IDENTIFIED BY {0}",
+    "ATTACH DATABASE 'x.db' AS \"n\" KEY {0}",
+)  # fmt: skip
+_BARE = (
+    "CREATE USER bob IDENTIFIED BY {0}", "GRANT ALL ON x TO bob identified /* so */ by {0} WITH GRANT OPTION",
+    "ALTER USER bob IDENTIFIED BY {0} REPLACE {0}", "SET PASSWORD FOR bob = {0}", "set password = {0}",
+    "PRAGMA key = {0}", "PRAGMA main.rekey={0}", "PRAGMA hexkey({0})", "SET x.password = {0}",
+    "SET LOCAL my.token TO {0}",
+    "SET @a = 1, @db_password := {0}", "ALTER ROLE bob WITH LOGIN PASSWORD {0}",
+    "CREATE LOGIN x WITH PASSWORD = {0}, A = {0}",
+    "SELECT 1; ALTER USER bob PASSWORD {0}", "ATTACH DATABASE x AS y KEY {0}",
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([(each, '"{}"') for each in _NAMED] + [(each, form) for each in _BARE for form in ("{}", "'{}'")]),
+    st.sampled_from((SECRET, f"{SECRET}-1", f"a{SECRET}")),
+    st.sampled_from((str, str.lower, lambda text: text.replace(" ", "\n  "), lambda text: f"-- so\n{text}")),
+)
+def test_no_credential_and_no_doubtful_name_survives(told, secret, spelling):
+    """A double-quoted word is a name where no dialect takes it for a string; passwords need no quotes."""
+    shape, form = told
+    read = sql(spelling(shape).format(form.format(secret)))
+    assert SECRET not in read.text
+    assert SECRET not in read.summary
+    assert sql(read.text).text == read.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'SELECT "users"."id", "users"."password" AS "users_password" FROM "users" WHERE "users"."password" = %s',
+        'INSERT INTO "s"."users" ("id", name, "password") VALUES (%s)',
+        'UPDATE "users" SET password = $1, token = $2 WHERE "users"."id" = $3',
+        'SELECT "a"."b" FROM "a", "c" JOIN "d" ON "a"."x" = "d"."x"',
+        'CREATE TABLE IF NOT EXISTS "t" (password text, "t"."a" int)',
+        "PRAGMA foreign_keys = ON", "SET search_path = x", "SELECT password, key FROM users WHERE token = ?",
+    ],
+)  # fmt: skip
+def test_certain_names_stay(text):
+    """Statements as ORMs write them are shown as they are, columns that are called `password` included."""
+    assert sql(text).text == text
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ['FROM "a",', 'INTO "t" ("a",', "SET pass", "pass",
+     "CREATE USER ", "ATTACH ", "; SET key", "IN ((?),", "IDENTIFIED BY ",
+     'TRIM("a" FROM "b'],
+)  # fmt: skip
+def test_long_repetitions_are_taken(piece):
+    """Whatever is begun many times and never ended is read to its end, and once more without a change."""
+    shown = statements.read((piece * 16_384)[:16_384], MAX_LENGTH)
+    assert len(shown) <= MAX_LENGTH
+    assert statements.read(shown, MAX_LENGTH) == shown
+
+
 @given(st.sampled_from(("true", "FALSE", "True")), st.sampled_from(("a = {}", "a IS {}", "f({}, {})", "{}")))
 def test_truth_values_are_literals(value, place):
     """They are masked, and names that begin like them are not."""
@@ -95,6 +159,22 @@ def test_lists_of_values_are_one_template(holders):
     row = f"({holders})"
     one, many = sql(f"INSERT INTO t VALUES {row}").text, sql(f"INSERT INTO t VALUES {', '.join([row] * 50)}").text
     assert one == many
+
+
+@pytest.mark.parametrize("row", ["(1, 2)", "($1, $2)", "(%s, %s)", "(-1, 'x')", "ROW(1, 2)", "(:a_1::int, NULL)"])
+def test_lists_of_rows_are_one_template(row):
+    """However many rows IN or VALUES take, and whatever the signs in them, the statement is the same one."""
+    for shape in (
+        "SELECT a FROM t WHERE (a, b) IN ({})",
+        "SELECT a FROM t WHERE (a, b) IN (VALUES {})",
+        "INSERT INTO t VALUES {}",
+    ):
+        one, many = (sql(shape.format(", ".join([row] * count))) for count in (1, 50))
+        assert one == many
+    assert (
+        sql(f"SELECT a FROM t WHERE (a, b) IN ({row}, {row}) AND c = 1").text
+        == "SELECT a FROM t WHERE (a, b) IN (?) AND c = ?"
+    )
 
 
 def test_a_statement_of_a_megabyte_is_cheap_and_bounded(monkeypatch):

@@ -106,3 +106,22 @@ def test_any_text_has_a_summary(text):
     found = summarise(text)
     assert len(found.text) <= MAX_LENGTH
     assert found.operation is None or 0 < len(found.operation) <= 64
+
+
+@pytest.mark.parametrize(
+    ("statement", "summary"),
+    [
+        ("SELECT * FROM generate_series(?, ?)", "SELECT"),
+        ("SELECT * FROM users u, unnest ($1) x JOIN LATERAL pg_catalog.f(u.id) ON ?", "SELECT users"),
+        ('SELECT * FROM "f"(?) JOIN users ON ?', "SELECT users"),
+        ("INSERT INTO t (a) SELECT b FROM unnest(?)", "INSERT t SELECT"),
+        ("CALL work(?)", "CALL work"),
+        ("CREATE TABLE t (a int)", "CREATE t"),
+        ("DELETE FROM t WHERE a IN (?)", "DELETE t"),
+    ],
+)
+def test_a_function_is_no_collection(statement, summary):
+    """What stands in FROM with a bracket behind it is called; tables with a list of columns are targets."""
+    found = summarise(statement)
+    assert found.text == summary
+    assert found.collection == (summary.split()[1:2] or [None])[0] or found.collection == "t"

@@ -69,19 +69,19 @@ def _start(session: Any, method: Any, target: Any, options: dict[str, Any]) -> C
     try:
         foreign = _UPSTREAM in sys.modules and _foreign(session)
         address = _address(session, target, options.get("params"))
-        call = http_call.start(str(method).upper(), address, foreign=foreign)
+        call = http_call.start(str(method).upper(), address, "aiohttp", foreign=foreign)
         if call is not None and not foreign:
             given = options.get("middlewares")
             before = getattr(session, "_middlewares", ()) if given is None else given
-            options["middlewares"] = (*before, _carry)
+            options["middlewares"] = (*before, functools.partial(_carry, call))
     except Exception:
         guard.note("starting a call of aiohttp")
     return call
 
 
-async def _carry(request: aiohttp.ClientRequest, handler: Callable[..., Any]) -> Any:
+async def _carry(call: Call, request: aiohttp.ClientRequest, handler: Callable[..., Any]) -> Any:
     """Puts the trace context on each request to a host that may have it; a redirect begins without."""
-    http_call.reroute(request.headers, str(request.url))
+    call.reroute(None, request.headers, str(request.url))
     return await handler(request)
 
 

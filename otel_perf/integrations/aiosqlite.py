@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections.abc import Callable, MutableMapping
 from pathlib import PurePath
 from typing import Any
@@ -118,4 +119,27 @@ async def _end(connection: Any, verb: str, call: Callable[[], Any]) -> Any:
     return answer
 
 
-_patches = Patches(lambda: [Patch(aiosqlite.Connection, "_execute", _execute)])
+def _connect(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    async def connect(self: Any) -> Any:
+        began_ns = time.perf_counter_ns()
+        try:
+            return await original(self)
+        except BaseException as error:
+            _unreachable(self, error, began_ns)
+            raise
+
+    return connect
+
+
+def _unreachable(connection: Any, error: BaseException, began_ns: int) -> None:
+    try:
+        if _patches.measures(connection):
+            statement.unreachable(_session(connection).server, error, began_ns)
+    except Exception:
+        guard.note("counting a failure of aiosqlite")
+
+
+_patches = Patches(
+    lambda: [Patch(aiosqlite.Connection, "_execute", _execute), Patch(aiosqlite.Connection, "_connect", _connect)]
+)

@@ -26,6 +26,8 @@ from otel_perf.integrations.registry import Undo
 __all__ = ["instrument", "matches"]
 
 _MAX_NAMES = 2000
+#: Stands for the name of a job that runs in other processes: of its runs none is seen, so none is missed.
+_UNMEASURED = ""
 #: The names of the jobs that were handed out last, by their ids: the events have only those.
 _names: dict[str, str] = {}
 
@@ -78,10 +80,10 @@ def _handed(executor: Any, job: Any, run_times: Sequence[datetime]) -> Any:
     try:
         if not _patches.measures(executor._scheduler):
             return job
-        name = _named(job)
         if isinstance(executor, ProcessPoolExecutor):
+            _remember(job, _UNMEASURED)
             return job
-        return _Handed(job, _wrapped(name, job, list(run_times)))
+        return _Handed(job, _wrapped(_named(job), job, list(run_times)))
     except Exception:
         guard.note("wrapping an APScheduler job")
         return job
@@ -133,11 +135,15 @@ def _stop(run: runs.Run | None, error: BaseException | None = None) -> None:
 
 def _named(job: Any) -> str:
     name = runs.name_of(job.func) or str(job.name).replace("<locals>.", "")
+    _remember(job, name)
+    return name
+
+
+def _remember(job: Any, name: str) -> None:
     if _names.get(job.id) != name:
         if len(_names) >= _MAX_NAMES:
             _names.pop(next(iter(_names)))
         _names[job.id] = name
-    return name
 
 
 def _due(run_times: list[datetime], grace_s: int | None) -> datetime | None:
@@ -163,8 +169,10 @@ def _dispatch(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _missed(event: Any) -> None:
-    for _ in getattr(event, "scheduled_run_times", (None,)):
-        jobs.miss(_names.get(event.job_id) or str(event.job_id))
+    name = _names.get(event.job_id, str(event.job_id))
+    if name != _UNMEASURED:
+        for _ in getattr(event, "scheduled_run_times", (None,)):
+            jobs.miss(name)
 
 
 _patches = Patches(

@@ -7,12 +7,15 @@ is put back when it stops. A job carries nothing but its arguments: its run has 
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
-from arq.worker import Retry, RetryJob, Worker
+from arq.jobs import deserialize_result
+from arq.worker import JobExecutionFailed, Retry, RetryJob, Worker
 
 from otel_perf import guard, runs, triggers
 from otel_perf.integrations.patch import Patch, Patches
@@ -69,6 +72,9 @@ def _wrapped(worker: Worker, name: str, function: Any) -> Any:
             else:
                 begun.stop(error)
             raise
+        except asyncio.CancelledError as error:
+            _cancelled(worker, ctx, begun, error)
+            raise
         except BaseException as error:
             begun.stop(error)
             raise
@@ -76,6 +82,71 @@ def _wrapped(worker: Worker, name: str, function: Any) -> Any:
         return answer
 
     return dataclasses.replace(function, coroutine=run)
+
+
+#: Runs that were cancelled, by the ids of their jobs, until arq decides: it timed out, was aborted, or will run again.
+_undecided: dict[tuple[int, str], Callable[[bool], None]] = {}
+
+
+def _cancelled(worker: Worker, ctx: dict[Any, Any], run: runs.Run, error: BaseException) -> None:
+    key, ended_ns = (id(worker), str(ctx.get("job_id"))), time.perf_counter_ns()
+
+    def decide(finish: bool) -> None:
+        _undecided.pop(key, None)
+        if finish:
+            run.fail(error)
+        else:
+            run.retry()
+        run.stop(ended_ns=ended_ns, deactivate=False)
+
+    try:
+        around = worker.tasks.get(key[1])
+        if around is None or around.done():
+            run.stop(error)
+            return
+        run.deactivate()
+        _undecided[key] = decide
+        around.add_done_callback(lambda _: decide(True))  # where arq does not come to decide; else it does nothing
+    except Exception:
+        guard.note("ending an arq job")
+
+
+def _finish(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    async def finish_job(self: Worker, job_id: str, finish: bool, *args: Any, **kwargs: Any) -> Any:
+        try:
+            decide = _undecided.get((id(self), job_id))
+            if decide is not None:
+                decide(finish)
+        except Exception:
+            guard.note("ending an arq job")
+        return await original(self, job_id, finish, *args, **kwargs)
+
+    return finish_job
+
+
+def _finish_failed(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    async def finish_failed_job(self: Worker, job_id: str, result_data: bytes | None) -> Any:
+        try:
+            if result_data is not None and _patches.measures(self):
+                _gave_up(self, result_data)
+        except Exception:
+            guard.note("counting an arq job that was tried too often")
+        return await original(self, job_id, result_data)
+
+    return finish_failed_job
+
+
+def _gave_up(worker: Worker, result_data: bytes) -> None:
+    """Counts a job that was tried too often: it does not come to its function any more."""
+    result = deserialize_result(result_data, deserializer=worker.job_deserializer)
+    function: Any = worker.functions.get(result.function)
+    if function is None or not isinstance(result.result, JobExecutionFailed):
+        return
+    name = runs.name_of(function.coroutine) or result.function
+    trigger = "schedule" if hasattr(function, "next_run") else "queue"
+    runs.begin(name, trigger=trigger, root=True, outside=True, activate=False).stop(result.result)
 
 
 def _begin(name: str, ctx: dict[Any, Any], cron: bool) -> runs.Run | None:
@@ -96,4 +167,10 @@ def _begin(name: str, ctx: dict[Any, Any], cron: bool) -> runs.Run | None:
         return None
 
 
-_patches = Patches(lambda: [Patch(Worker, "main", _main)])
+_patches = Patches(
+    lambda: [
+        Patch(Worker, "main", _main),
+        Patch(Worker, "finish_job", _finish),
+        Patch(Worker, "finish_failed_job", _finish_failed),
+    ]
+)

@@ -67,14 +67,14 @@ class Middleware:
         # What FastAPI leaves in the scope was counted in already where its own telemetry stays on.
         if share.duration and not self._native and (marked or type(send) is FunctionType):
             share = others.around(scope, send) or share
-        request = scope[MARK] = Request(self.routes, share, scope, send)
+        request = scope[MARK] = Request(self.routes, share, scope, receive, send)
         request.begin()
         if not self._native:
             scope[others.FASTAPI] = None
         if not self._foreign or request.excluded:
             scope[others.STARLETTE] = True
         try:
-            await self.app(scope, receive, request.send)
+            await self.app(scope, request.receive, request.send)
         except BaseException as error:
             request.end(error)
             raise

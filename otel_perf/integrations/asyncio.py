@@ -19,5 +19,5 @@ def matches(target: object) -> bool:
 
 
 def instrument(loop: AbstractEventLoop) -> Undo:
-    """Watches a loop, running or not."""
-    return Undo(loops.watch(loop))
+    """Watches a loop, running or not, under this configuration and those that follow."""
+    return Undo(loops.keep(loop))

@@ -14,10 +14,11 @@ import functools
 import time
 from collections.abc import Callable, MutableMapping
 from typing import Any
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import asyncpg  # type: ignore[import-untyped]  # it has no stubs
-from asyncpg import connection, cursor, prepared_stmt
+from asyncpg import connect_utils, connection, cursor, prepared_stmt
 from asyncpg import pool as lending
 
 from otel_perf import guard
@@ -78,14 +79,14 @@ def _session(conn: Any) -> Session:
     return found
 
 
-def _started(conn: Any, query: str, batch: object = None) -> tuple[Session, Operation] | None:
+def _started(conn: Any, query: str, batch: object = None, *, theirs: bool = True) -> tuple[Session, Operation] | None:
     try:
         # What a pool sends when it takes a connection back is no query of the user.
         if runtime.current is None or not _measures(conn) or (query and query is conn._reset_query):
             return None
         session = _session(conn)
         rows = None if batch is None else statement.batch_size(batch)
-        begun = statement.begin(session.server, query, batch=rows, span=elsewhere() is None)
+        begun = statement.begin(session.server, query, batch=rows, span=not theirs or elsewhere() is None)
         return None if begun is None else (session, begun)
     except Exception:
         guard.note("starting an asyncpg query")
@@ -106,9 +107,9 @@ def _finish(
 
 async def _run(
     conn: Any, query: str, call: Callable[[], Any], count: Callable[[Any], int | None] | None = None,
-    batch: object = None,
+    batch: object = None, *, theirs: bool = True,
 ) -> Any:  # fmt: skip
-    started = _started(conn, query, batch)
+    started = _started(conn, query, batch, theirs=theirs)
     if started is None:
         return await call()
     try:
@@ -124,14 +125,16 @@ def _one(row: Any) -> int:
     return 0 if row is None else 1
 
 
-def _query(count: Callable[[Any], int | None] | None = None, *, many: bool = False) -> Callable[[_Method], _Method]:
+def _query(
+    count: Callable[[Any], int | None] | None = None, *, many: bool = False, theirs: bool = True
+) -> Callable[[_Method], _Method]:
     """Wraps a method of a connection whose first argument is the statement."""
 
     def wrap(original: _Method) -> _Method:
         @functools.wraps(original)
         async def call(self: Any, query: str, *args: Any, **options: Any) -> Any:
             batch = (args[0] if args else options.get("args")) if many else None
-            return await _run(self, query, lambda: original(self, query, *args, **options), count, batch)
+            return await _run(self, query, lambda: original(self, query, *args, **options), count, batch, theirs=theirs)
 
         return call
 
@@ -142,7 +145,9 @@ def _copy(original: _Method) -> _Method:
     @functools.wraps(original)
     async def copy(self: Any, copy_stmt: str, *args: Any, **options: Any) -> Any:
         # asyncpg quotes all names; a quoted word that stands here is a value to some dialects.
-        return await _run(self, copy_stmt.replace('"', ""), lambda: original(self, copy_stmt, *args, **options))
+        return await _run(
+            self, copy_stmt.replace('"', ""), lambda: original(self, copy_stmt, *args, **options), theirs=False
+        )
 
     return copy
 
@@ -153,7 +158,7 @@ def _copy_records(original: _Method) -> _Method:
         schema = options.get("schema_name")
         query = f"COPY {schema}.{table_name} FROM STDIN" if schema else f"COPY {table_name} FROM STDIN"
         batch = options.get("records")
-        return await _run(self, query, lambda: original(self, table_name, **options), None, batch)
+        return await _run(self, query, lambda: original(self, table_name, **options), None, batch, theirs=False)
 
     return copy_records_to_table
 
@@ -194,7 +199,7 @@ def _missing(query: Callable[..., str], conn: Callable[[Any], Any]) -> Callable[
 def _missed(conn: Any, query: str, error: BaseException, began_ns: int) -> None:
     try:
         if _measures(conn):
-            statement.missed(_session(conn).server, query, error, began_ns, span=elsewhere() is None)
+            statement.missed(_session(conn).server, query, error, began_ns)
     except Exception:
         guard.note("counting a failure of asyncpg")
 
@@ -231,9 +236,35 @@ def _opened(original: _Method) -> _Method:
     @functools.wraps(original)
     async def _init(self: Any, *args: Any, **options: Any) -> Any:
         conn = _connection(self._connection)
-        return await _run(conn, self._query, lambda: original(self, *args, **options))
+        return await _run(conn, self._query, lambda: original(self, *args, **options), theirs=False)
 
     return _init
+
+
+def _connecting(original: _Method) -> _Method:
+    @functools.wraps(original)
+    async def _connect(**options: Any) -> Any:
+        began_ns = time.perf_counter_ns()
+        try:
+            return await original(**options)
+        except BaseException as error:
+            _unreachable(options, error, began_ns)
+            raise
+
+    return _connect
+
+
+def _unreachable(options: dict[str, Any], error: BaseException, began_ns: int) -> None:
+    try:
+        if _patches.everything:
+            given = urlsplit(options.get("dsn") or "")
+            host, port = options.get("host") or given.hostname, options.get("port") or given.port
+            database = options.get("database") or given.path.strip("/") or None
+            one = isinstance(host, str) and isinstance(port, (int, type(None)))  # there may be several
+            of = statement.server("postgresql", database, *((host, port) if one else ()))
+            statement.unreachable(of, error, began_ns)
+    except Exception:
+        guard.note("counting a failure of asyncpg")
 
 
 def _query_given(_conn: Any, query: str, *_: Any, **__: Any) -> str:
@@ -268,10 +299,10 @@ def _make() -> list[Patch]:
         Patch(prepared, "fetchval", _prepared()), Patch(prepared, "executemany", _prepared(many=True)),
         Patch(cursor.CursorIterator, "__anext__", _next), Patch(cursor.Cursor, "_init", _opened),
         Patch(cursor.BaseCursor, "_exec", _missing(_query_kept, _connection_kept)),
-        Patch(lending.Pool, "_acquire", _pools.acquired),
+        Patch(lending.Pool, "_acquire", _pools.acquired), Patch(connect_utils, "_connect", _connecting),
     ]  # fmt: skip
     # Since asyncpg 0.30.
-    for owner, wrap in ((conn, _query(len, many=True)), (prepared, _prepared(len, many=True))):
+    for owner, wrap in ((conn, _query(len, many=True, theirs=False)), (prepared, _prepared(len, many=True))):
         if "fetchmany" in vars(owner):
             found.append(Patch(owner, "fetchmany", wrap))
     return found

@@ -1,8 +1,8 @@
 """Background tasks of Starlette and FastAPI: each is a job run of its own, after the response and no part of it.
 
 The span begins a trace and links to that of the request; the wait is from the last byte of the response to the start.
-Starlette has no hook for them, so `BackgroundTask.__call__` is wrapped while an app is measured. A list of tasks calls
-its tasks, so each of them is a run and the list is none.
+Starlette has no hook for them, so `BackgroundTask.__call__` is wrapped while an app is measured; the request ends where
+the first one begins. A list of tasks calls its tasks, so each of them is a run and the list is none.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ def _begin(task: Any) -> runs.Run | None:
 
 def _run(task: Any) -> runs.Run | None:
     request = in_progress()
+    if request is not None:
+        request.complete()  # it must not stay open for as long as its tasks run
     function = getattr(task, "func", None)
     if request is None or function is None or runtime.current is None:
         return None

@@ -1,7 +1,7 @@
 """cachetools: caches, and the functions that its decorators made.
 
 A cache has no counts of its own. It is given a class of ours that derives from its own and counts what is looked up
-with `cache[key]`, `get` and `setdefault`; undoing it gives the very class back. A function that was decorated with
+with `cache[key]` and `get`; undoing it gives the very class back. A function that was decorated with
 `@cached(cache, info=True)`, or by `cachetools.func`, has counts, which are read.
 """
 
@@ -155,7 +155,7 @@ def _counting(kind: Any) -> type:
                 _local.quiet = before
 
         def setdefault(self, key: Any, default: Any = None) -> Any:
-            _count(self, key in self)
+            # Who calls it has the value already: decorators with a lock do so after they looked with `cache[key]`.
             before, _local.quiet = _local.quiet, True
             try:
                 return kind.setdefault(self, key, default)

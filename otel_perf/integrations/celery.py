@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -38,8 +39,11 @@ class _Everything:
 
 _connected = Holds()
 _apps = Holds()
-#: By the id of the task: as many as run at once.
-_open: dict[str, runs.Run] = {}
+#: By the identity of the request, which is kept here with its run: one task may be delivered and run several times at
+#: once, each time with a request of its own.
+_open: dict[int, tuple[Any, runs.Run]] = {}
+_lock = threading.Lock()
+_wanted = False
 #: When tasks ended with their process, by their id.
 _killed: dict[str, float] = {}
 
@@ -65,19 +69,36 @@ def elsewhere() -> str | None:
 
 
 def _connect() -> None:
-    for signal, hook in _hooks():
-        signal.connect(hook, weak=False, dispatch_uid=_UID)
+    global _wanted
+    with _lock:
+        _wanted = True
+        for signal, hook in (*_beginnings(), *_endings()):
+            signal.connect(hook, weak=False, dispatch_uid=_UID)
 
 
 def _disconnect() -> None:
-    for signal, hook in _hooks():
-        signal.disconnect(hook, dispatch_uid=_UID)
+    """Begins nothing any more; what ends runs goes when the last of those in flight has ended."""
+    global _wanted
+    with _lock:
+        _wanted = False
+        for signal, hook in _beginnings():
+            signal.disconnect(hook, dispatch_uid=_UID)
+    _leave()
 
 
-def _hooks() -> tuple[tuple[Any, Callable[..., None]], ...]:
+def _leave() -> None:
+    with _lock:
+        if not _wanted and not _open:
+            for signal, hook in _endings():
+                signal.disconnect(hook, dispatch_uid=_UID)
+
+
+def _beginnings() -> tuple[tuple[Any, Callable[..., None]], ...]:
+    return (signals.before_task_publish, _published), (signals.task_prerun, _begun)
+
+
+def _endings() -> tuple[tuple[Any, Callable[..., None]], ...]:
     return (
-        (signals.before_task_publish, _published),
-        (signals.task_prerun, _begun),
         (signals.task_postrun, _ended),
         (signals.task_retry, _retried),
         (signals.task_failure, _failed),
@@ -98,10 +119,17 @@ def _published(headers: dict[str, Any] | None = None, **_: Any) -> None:
 
 def _begun(task_id: str = "", task: Any = None, **_: Any) -> None:
     try:
-        if _measured(task) and task_id not in _open:
-            _open[task_id] = _begin(task, task_id)
+        if _measured(task) and id(task.request) not in _open:
+            request = task.request
+            _open[id(request)] = request, _begin(task, task_id)
     except Exception:
         guard.note("starting a Celery task")
+
+
+def _run_of(task: Any, task_id: str) -> runs.Run | None:
+    """The run of the task that is current in this thread or greenlet."""
+    found = _open.get(id(task.request))
+    return found[1] if found is not None and found[0].id == task_id else None
 
 
 def _name(task: Any) -> str:
@@ -137,11 +165,14 @@ def _asked_at_s(headers: Mapping[str, Any]) -> float | None:
     return max(sent_s, (due if due.tzinfo else due.replace(tzinfo=timezone.utc)).timestamp())
 
 
-def _ended(task_id: str = "", state: str | None = None, **_: Any) -> None:
-    run = _open.pop(task_id, None)
-    if run is None:
-        return
+def _ended(task: Any = None, state: str | None = None, **_: Any) -> None:
     try:
+        found = _open.pop(id(task.request), None)
+        if found is None:
+            return
+        run = found[1]
+        if not _wanted:
+            _leave()
         # Where the caller wants exceptions as they are, this runs while one is on its way, and no signal told of it.
         error = sys.exc_info()[1] if state is None else None
         if isinstance(error, Retry):
@@ -153,9 +184,9 @@ def _ended(task_id: str = "", state: str | None = None, **_: Any) -> None:
         guard.note("ending a Celery task")
 
 
-def _retried(request: Any = None, **_: Any) -> None:
+def _retried(sender: Any = None, request: Any = None, **_: Any) -> None:
     try:
-        run = _open.get(getattr(request, "id", ""))
+        run = _run_of(sender, getattr(request, "id", ""))
         if run is not None:
             run.retry()
     except Exception:
@@ -164,7 +195,7 @@ def _retried(request: Any = None, **_: Any) -> None:
 
 def _failed(sender: Any = None, task_id: str = "", exception: Any = None, **_: Any) -> None:
     try:
-        run = _open.get(task_id)
+        run = _run_of(sender, task_id)
         if run is not None:
             run.fail(_error(exception))
         elif isinstance(exception, _KILLED) and _measured(sender) and _is_new(task_id):

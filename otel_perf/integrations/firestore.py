@@ -38,6 +38,7 @@ with warnings.catch_warnings():
         document,
         query,
         transaction,
+        types,
         vector_query,
     )
 
@@ -46,6 +47,8 @@ __all__ = ["instrument", "matches"]
 # They are found under their public decorators, which answer objects of theirs.
 _transactional: Any = transaction._Transactional  # pyright: ignore[reportPrivateUsage]
 _async_transactional: Any = async_transaction._AsyncTransactional  # pyright: ignore[reportPrivateUsage]
+#: What an async query yields last where it was asked to explain itself, as no document; then it is not asked again.
+_ExplainMetrics: type | None = getattr(types, "ExplainMetrics", None)
 
 
 def matches(target: object) -> bool:
@@ -63,10 +66,22 @@ def _attempt(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def begin(self: Any, /, *args: Any, **options: Any) -> Any:
-        calls.attempt()
+        calls.attempt(self)
         return original(self, *args, **options)
 
     return begin
+
+
+def _copy(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The bulk writers of an async client use a sync copy of it."""
+
+    @functools.wraps(original)
+    def copy(self: Any, /) -> Any:
+        made = original(self)
+        calls.copied(self, made)
+        return made
+
+    return copy
 
 
 def _make() -> list[Patch]:
@@ -74,7 +89,7 @@ def _make() -> list[Patch]:
 
     def patch(name: str, method: str, read: Any, *kinds: type) -> None:
         call = calls.Call(name, read, _patches.measures)
-        patches.extend(Patch(kind, method, measured(call)) for kind in kinds)
+        patches.extend(Patch(kind, method, measured(call, _ExplainMetrics)) for kind in kinds)
 
     clients = (client.Client, async_client.AsyncClient)
     patch("get", "get_all", calls.of_client, *clients)
@@ -97,8 +112,10 @@ def _make() -> list[Patch]:
     patch(
         "find_nearest", "_make_stream", calls.of_vector, vector_query.VectorQuery, async_vector_query.AsyncVectorQuery
     )
+    patch("partition_query", "get_partitions", calls.of_query, query.CollectionGroup, async_query.AsyncCollectionGroup)
     patch("commit", "commit", calls.of_batch, batch.WriteBatch, async_batch.AsyncWriteBatch)
     patch("batch_write", "commit", calls.of_batch, bulk_batch.BulkWriteBatch)
+    patches.append(Patch(async_client.AsyncClient, "_to_sync_copy", _copy))
     transactions = (transaction.Transaction, async_transaction.AsyncTransaction)
     patch("commit", "_commit", calls.of_batch, *transactions)
     patches.extend(Patch(kind, "_begin", _attempt) for kind in transactions)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import grpc
 from opentelemetry.trace import SpanKind
@@ -25,6 +25,7 @@ __all__ = [
     "Call",
     "Transactions",
     "attempt",
+    "copied",
     "of_aggregation",
     "of_batch",
     "of_client",
@@ -42,6 +43,12 @@ _RETRIES = "db.transaction.retries"
 _TRANSACTION = Kind("transaction", c.TRANSACTION_DURATION, SpanKind.INTERNAL)
 _CODES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 _servers: MutableMapping[Any, _Server] = WeakKeyDictionary()
+#: What measures the functions that run in transactions, by their transaction.
+_running: MutableMapping[Any, Operation] = WeakKeyDictionary()
+#: Async clients, by the sync copy that their bulk writers use.
+_copied_from: MutableMapping[Any, ref[Any]] = WeakKeyDictionary()
+
+_MODULES = ("google.cloud.firestore_v1.transaction", "google.cloud.firestore_v1.async_transaction")
 
 
 class _Server:
@@ -143,7 +150,7 @@ class Call:
         if above is not None and above.within("query"):
             return None
         asked = self.read(of, args, options)
-        if not self.measures(asked.client):
+        if not (self.measures(asked.client) or self._measures_original(asked.client)):
             return None
         server = _server(asked.client)
         attributes = dict(server.attributes)
@@ -154,6 +161,10 @@ class Call:
         name = f"{self.name} {asked.collection}" if asked.collection else self.name
         labels = (_SYSTEM, self.name, asked.collection, server.namespace)
         return operation.start(QUERY, name, labels, attributes, activate=activate)
+
+    def _measures_original(self, client: Any) -> bool:
+        original = _copied_from.get(client)
+        return original is not None and self.measures(original())
 
     def answered(self, begun: Operation, answer: Any, /) -> None:
         """Ends it, with what the answer tells."""
@@ -196,7 +207,7 @@ def _fail(begun: Operation, error: BaseException) -> None:
 
 def _status(error: BaseException) -> str | None:
     """The name of the gRPC status that a call failed with, `ABORTED`; None where it failed otherwise."""
-    if type(error) is ValueError:  # how a transaction tells that all its attempts failed, or that none could begin
+    if type(error) is ValueError and _is_of_transaction(error):
         error = error.__cause__ or error.__context__ or error
     # A `RetryError` has what it gave up on as its cause.
     for each in (error, getattr(error, "cause", None)):
@@ -204,6 +215,16 @@ def _status(error: BaseException) -> str | None:
         if isinstance(code, grpc.StatusCode):
             return code.name
     return None
+
+
+def _is_of_transaction(error: BaseException) -> bool:
+    """Whether the library tells so that all attempts failed, or that none could begin; others raise such errors too."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or trace.tb_frame.f_code.co_name not in {"__call__", "_rollback"}:
+        return False
+    return trace.tb_frame.f_globals.get("__name__") in _MODULES
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +243,7 @@ class Transactions:
         server = _server(given._client)
         begun = operation.start(_TRANSACTION, "transaction", (_SYSTEM, server.namespace), server.attributes)
         begun.items = 0
+        _running[given] = begun
         return begun
 
     def answered(self, begun: Operation, _answer: Any, /) -> None:
@@ -238,11 +260,19 @@ class Transactions:
         """Ends it, though there is no stream."""
 
 
-def attempt() -> None:
-    """Counts an attempt of the transaction that is current."""
+def copied(original: Any, copy: Any) -> None:
+    """Remembers whose copy a client is: it is measured where that is."""
     try:
-        around = operation.current()
-        if around is None or around.kind is not _TRANSACTION or around.items is None:
+        _copied_from[copy] = ref(original)
+    except Exception:
+        guard.note("remembering a copy of a Firestore client")
+
+
+def attempt(transaction: Any) -> None:
+    """Counts an attempt of a transaction whose function is measured."""
+    try:
+        around = _running.get(transaction)
+        if around is None or around.stopped or around.items is None:
             return
         around.items += 1
         if around.items > 1 and runtime.current is not None and runtime.current is around.runtime:

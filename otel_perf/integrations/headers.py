@@ -11,14 +11,23 @@ from functools import lru_cache
 from typing import Any
 
 from otel_perf import conventions as c
-from otel_perf import redaction
+from otel_perf import paths, redaction
 
-__all__ = ["attributes", "joined", "well_formed"]
+__all__ = ["attributes", "is_event_stream", "joined", "well_formed"]
 
 # As long as the longest that a propagator reads.
 _MAX_CARRIED = 8192
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,253}))(?::([0-9]{1,5}))?")
+_LONGEST_PART = 20  # of a path, before it is looked at
+# What does not belong into a user agent. Each alternative begins where a word does, so a text is read once.
+_AGENT_VALUE = re.compile(
+    r"""(?P<url>(?<!\w)\w{2,16}://[^\s'"<>();,]+)"""
+    r"""|(?P<key>(?<![\w.-])(?:[\w.-]+=|[\w-]*?(?:pass(?:word|wd)?|secret|token|key|auth\w*|bearer|session|credential)"""
+    r"""[\w-]*:)\s*(?:(?:bearer|basic)\s+)?)[^\s;,)]+"""
+    r"""|(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)*""",
+    re.IGNORECASE,
+)
 _PORTS = {"http": 80, "https": 443}
 
 # Bound once: they are looked up for every request.
@@ -50,6 +59,11 @@ def joined(pairs: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     return found
 
 
+def is_event_stream(pairs: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether these are the headers of a `text/event-stream`, which has no end of its own."""
+    return any(name.lower() == b"content-type" and value.startswith(b"text/event-stream") for name, value in pairs)
+
+
 @lru_cache(maxsize=256)
 def _authority(host: bytes) -> tuple[str, int | None] | None:
     found = _HOST.fullmatch(host)
@@ -67,9 +81,24 @@ def _address(address: object) -> str:
     return redaction.text(str(address), 256)
 
 
+def _long_path(path: str) -> str:
+    return redaction.text(paths.without_tokens(path, _LONGEST_PART))
+
+
+_path = lru_cache(maxsize=1024)(_long_path)
+
+
 @lru_cache(maxsize=256)
 def _agent(user_agent: bytes) -> str:
-    return redaction.text(user_agent.decode("latin-1"))
+    agent = redaction.text(user_agent.decode("latin-1"))
+    # An error's rules would mask the versions of browsers: here it is pairs, addresses and what looks like a key.
+    return _AGENT_VALUE.sub(_masked, agent) if "=" in agent or ":" in agent or "@" in agent else agent
+
+
+def _masked(found: re.Match[str]) -> str:
+    if found["url"] is not None:
+        return redaction.url(found["url"])
+    return f"{found['key'] or ''}{redaction.MASK}"
 
 
 def attributes(
@@ -81,7 +110,12 @@ def attributes(
     found: dict[str, Any] = {
         _METHOD: method,
         _SCHEME: scheme,
-        _PATH: path if len(path) <= _MAX_LENGTH and path.isprintable() else redaction.text(path),
+        # Shorter ones have room for no key worth the name; the cache is written in C, which counts here.
+        _PATH: path
+        if len(path) <= 24 and path.isprintable()
+        else _path(path)
+        if len(path) <= 256
+        else _long_path(path),
         _REQUEST_ID: request_id,
         _VERSION: version,
     }

@@ -9,25 +9,26 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
-from opentelemetry import propagate
 from opentelemetry.context import Context
 
 from otel_perf import conventions as c
 from otel_perf import guard, paths, peers, redaction
-from otel_perf.telemetry import operation, propagation, runtime, sdk
+from otel_perf.integrations.origins import Plan, plan
+from otel_perf.telemetry import operation, runtime, sdk
 from otel_perf.telemetry.operation import EXTERNAL, HTTP_CLIENT, Operation
-from otel_perf.telemetry.recipients import Recipients
 
-__all__ = ["Body", "Call", "reroute", "start"]
+__all__ = ["MARK", "Body", "Call", "reroute", "start"]
 
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
-_PORTS = {"http": 80, "https": 443}
-_KEPT = 1024
-_LONGEST_KEPT = 256
+_LONGEST_PATH = 2048
+_NOTHING: Mapping[str, str] = {}
+_TRACEPARENT, _TRACESTATE = "traceparent", "tracestate"
+#: The attribute of a request that says what we put on it.
+MARK = "_otel_perf_headers"
 #: What can be shown as it is: no query, no user, nothing that is written in another way.
 _PLAIN = re.compile(r"[\w./~%-]{0,1024}", re.ASCII)
 
@@ -37,79 +38,21 @@ _SUPPRESS_KEY, _SPAN_KEY = sdk.SUPPRESS_KEY, sdk.SPAN_KEY
 _now_ns, _wall_ns = time.perf_counter_ns, time.time_ns
 
 
-class _Origin:
-    """Where a call goes: what is the same for all calls to one scheme, host and port."""
-
-    __slots__ = ("host", "peers", "port", "scheme", "trusted", "url")
-
-    def __init__(self, url: str, recipients: Recipients) -> None:
-        try:
-            parts = urlsplit(url)
-            host, port = parts.hostname or "", parts.port
-        except ValueError:
-            parts, host, port = urlsplit(""), "", None
-        self.scheme = redaction.text(parts.scheme, 16)
-        self.host = redaction.text(host, 256)
-        self.port = port or _PORTS.get(parts.scheme)
-        #: The beginning of a URL, without whoever logs in there.
-        self.url = f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}" if host else redaction.MASK
-        if port is not None:
-            self.url += f":{port}"
-        self.peers = peers.find(host)
-        self.trusted = recipients.allows(host)
-
-
-class _Plan:
-    """What calls need of one runtime, one propagator and the peers that are declared."""
-
-    __slots__ = ("_origins", "_recipients", "generation", "inject", "propagator", "runtime")
-
-    def __init__(self, in_force: runtime.Runtime | None, propagator: Any) -> None:
-        self.runtime = in_force
-        self.propagator = propagator
-        self.generation: int = peers.generation
-        self.inject = propagation.injector(propagator)
-        self._recipients = Recipients(in_force.settings.propagate_to if in_force is not None else ())
-        self._origins: dict[tuple[str, str], _Origin] = {}
-
-    def origin(self, url: str) -> tuple[_Origin, str]:
-        """Where a URL leads, and what stands behind that in it."""
-        parts = url.split("/", 3)
-        if len(parts) < 3:
-            return _Origin(url[:_LONGEST_KEPT], self._recipients), ""
-        key = (parts[0], parts[2])
-        found = self._origins.get(key)
-        if found is None:
-            found = _Origin(f"{parts[0]}//{parts[2]}", self._recipients)
-            if len(parts[2]) <= _LONGEST_KEPT:
-                if len(self._origins) >= _KEPT:  # it is found anew in no time, and holds what is in use
-                    self._origins.clear()
-                self._origins[key] = found
-        return found, parts[3] if len(parts) == 4 else ""
-
-
-_latest = _Plan(None, None)
-
-
-def _plan(in_force: runtime.Runtime) -> _Plan:
-    global _latest
-    known = _latest
-    propagator = propagate.get_global_textmap()
-    if known.runtime is not in_force or known.propagator is not propagator or known.generation != peers.generation:
-        known = _latest = _Plan(in_force, propagator)
-    return known
-
-
 class Call(Operation):
     """One call in flight, redirects, authentication and body included."""
 
     __slots__ = (
-        "_api", "_declared", "_in_force", "_known", "_method", "_origin", "_outer", "_path", "_rest", "_url", "foreign",
-        "headers", "seen_ns",
+        "_api", "_declared", "_in_force", "_known", "_library", "_method", "_origin", "_outer", "_owner", "_path",
+        "_rest", "_url", "foreign", "headers", "seen_ns",
     )  # fmt: skip
 
-    def __init__(self, method: str, url: str, known: _Plan, in_force: runtime.Runtime, outer: Operation | None) -> None:
+    def __init__(
+        self, method: str, url: str, library: str, owner: object, *, known: Plan, in_force: runtime.Runtime,
+        outer: Operation | None,
+    ) -> None:  # fmt: skip
         self._method = method
+        self._library = library
+        self._owner = owner
         if method not in _METHODS:
             method = "_OTHER"
         origin, rest = known.origin(url)
@@ -168,11 +111,12 @@ class Call(Operation):
         method, host, port, _, scheme, _, _ = self.labels
         origin, rest = self._origin, self._rest
         plain = rest.isascii() and _PLAIN.fullmatch(rest) is not None
+        secrets = self._secrets()
         attributes: dict[str, Any] = {
             c.HTTP_METHOD: method,
             c.SERVER_ADDRESS: host,
             c.URL_SCHEME: scheme,
-            c.URL_FULL: f"{origin.url}/{rest}" if plain else redaction.url(self._url),
+            c.URL_FULL: f"{origin.url}/{rest}" if plain and not secrets else redaction.url(self._shown(secrets)),
             c.URL_TEMPLATE: self._declared or paths.template(self._path),
             c.PEER_SERVICE: self._api[0],
         }
@@ -181,6 +125,33 @@ class Call(Operation):
         if method != self._method:
             attributes[c.HTTP_METHOD_ORIGINAL] = redaction.text(self._method, 64)
         return attributes
+
+    def _secrets(self) -> tuple[tuple[str, str], ...]:
+        """What must not be seen of the path, each with what is shown in its place."""
+        return peers.secrets(self._declared, self._path[:_LONGEST_PATH])
+
+    def _shown(self, secrets: tuple[tuple[str, str], ...]) -> str:
+        if not secrets:
+            return self._url
+        instead = dict(secrets)
+        path = "/".join([instead.get(part, part) for part in self._path[:_LONGEST_PATH].split("/")])
+        return f"{self._origin.url}{path}{self._rest[len(self._path) - 1 :]}"
+
+    def _fail(self, error: BaseException | str) -> None:
+        """As every operation does; the text of an error may repeat the address."""
+        secrets = () if isinstance(error, str) or self.recorded is None else self._secrets()
+        if isinstance(error, str) or self.span is None or not secrets:
+            super()._fail(error)
+            return
+        self.error_type = redaction.exception_type(error)
+        said = redaction.exception(error)
+        # Before anything else is masked in it: what is left of a secret after that would not be known again.
+        hidden = redaction.as_text(error)[: redaction.MAX_LENGTH]
+        for secret, instead in secrets:
+            for spelling in (secret, unquote(secret, errors="replace")):
+                hidden = hidden.replace(spelling, instead)
+        said[c.EXCEPTION_MESSAGE] = redaction.message(hidden)
+        self.span.add_event("exception", said)
 
     def answered(self, status: int, version: str | None) -> None:
         """Takes over what the response says; from 400 on its status is the error."""
@@ -192,20 +163,28 @@ class Call(Operation):
                 self.error_type = str(status)
         elif self.span is not None and self.recorded is not None:
             # Said at once: nothing of it wants redacting, and at the end nothing is left to say.
-            said: dict[str, Any] = {c.HTTP_STATUS: status}
+            # One by one: `set_attributes` is made for more.
+            self.span.set_attribute(c.HTTP_STATUS, status)
             if version is not None:
-                said[c.PROTOCOL_VERSION] = version
-            self.span.set_attributes(said)
+                self.span.set_attribute(c.PROTOCOL_VERSION, version)
             self.told[3], self.told[5] = status, version
 
     def stop(self, error: BaseException | None = None, *, ended_ns: int | None = None, deactivate: bool = True) -> None:
-        """Ends the call; the block around it takes over whether it failed, so that a retry makes good."""
+        """Ends the call; the block around it takes over whether it failed, so that a retry makes good.
+
+        A retry begins after the failure: what ran beside it does not make good.
+        """
         if self.stopped:
             return
         super().stop(error, ended_ns=ended_ns, deactivate=deactivate)
+        self._owner = None
         try:
-            if self._outer is not None:
-                self._outer.last_error = self.error_type
+            outer = self._outer
+            if outer is not None:
+                if self.error_type is not None:
+                    outer.last_error, outer.failed_ns = self.error_type, _now_ns()
+                elif outer.last_error is not None and self.started_ns >= outer.failed_ns:
+                    outer.last_error = None
             elif self._in_force is runtime.current:  # what began before `configure()` was called again is not counted
                 self._count_api()
         except Exception:
@@ -224,18 +203,50 @@ class Call(Operation):
         self.seen_ns = _now_ns()
         return Body(self)
 
-    def reroute(self, carrier: MutableMapping[str, str], url: str) -> None:
-        """Takes the context off a request that leads elsewhere, or puts it on."""
+    def carry(self, request: object, carrier: MutableMapping[str, str]) -> None:
+        """Puts the context on a request; what the app put there stays, what an earlier call put there does not."""
+        try:
+            before: Mapping[str, str] = getattr(request, MARK, _NOTHING)
+            if self.headers or before:
+                self._exchange(carrier, before, self.headers)
+                setattr(request, MARK, self.headers)
+        except Exception:
+            guard.note("passing the trace context on")
+
+    def reroute(self, request: object, carrier: MutableMapping[str, str], url: str) -> None:
+        """Takes the context off a request that leads elsewhere, or puts it on; None where nobody sends it again."""
         if self.foreign:
             return
         try:
-            for name in self.headers:
-                carrier.pop(name, None)
-            if self._known.origin(url)[0].trusted:
+            before, self._url = self.headers, url
+            trusted = self._known.origin(url)[0].trusted
+            if trusted:
                 self.headers = self.headers or self._carried(_get_context())
-                carrier.update(self.headers)
+            after = self.headers if trusted else _NOTHING
+            self._exchange(carrier, before, after)
+            if request is not None:
+                setattr(request, MARK, after)
         except Exception:
             guard.note("passing the trace context on")
+
+    @staticmethod
+    def _exchange(carrier: MutableMapping[str, str], before: Mapping[str, str], after: Mapping[str, str]) -> None:
+        for name, value in before.items():
+            if carrier.get(name) == value:
+                del carrier[name]
+        # Whoever has named a parent has said it all: its `tracestate` is not ours either.
+        named = _TRACEPARENT in carrier
+        for name, value in after.items():
+            if name not in carrier and not (named and name == _TRACESTATE):
+                carrier[name] = value
+
+    def belongs(self, library: str, url: str) -> bool:
+        """Whether a request that another library sends to this address is the one that is under way here."""
+        return self._library != library and self._known.origin(self._url) == self._known.origin(url)
+
+    def owned_by(self, owner: object) -> bool:
+        """Whether it is in flight and was started for this owner."""
+        return self._owner is owner and not self.stopped
 
 
 class Body:
@@ -252,12 +263,17 @@ class Body:
             self.call.stop(ended_ns=self.call.seen_ns)
 
 
-def start(method: str, url: str, *, foreign: bool = False) -> Call | None:
+def start(method: str, url: str, library: str = "", owner: object = None, *, foreign: bool = False) -> Call | None:
     """Begins a call and makes it current; None where there is nothing to measure. It never raises.
+
+    A call within another is one of its own, as that for a token is. But a client that has another library send its
+    request makes one call: the outermost measures.
 
     Args:
         method: as the request has it.
         url: the whole address.
+        library: whose call it is.
+        owner: what `reroute` knows it by.
         foreign: somebody else makes the span, the metric and the headers: only the API is counted.
     """
     try:
@@ -266,14 +282,16 @@ def start(method: str, url: str, *, foreign: bool = False) -> Call | None:
             return None
         outer: Operation | None = None
         above = operation.current()
-        while above is not None:
+        # What an app does under a test client, in the same process, is the app's.
+        while above is not None and not above.kind.unit:
             if not above.stopped:
-                if above.kind is HTTP_CLIENT:
-                    return None
-                if outer is None and above.kind is EXTERNAL:
+                if isinstance(above, Call):
+                    if above.belongs(library, url):
+                        return None
+                elif outer is None and above.kind is EXTERNAL:
                     outer = above
             above = above.parent
-        call = Call(method, url, _plan(in_force), in_force, outer)
+        call = Call(method, url, library, owner, known=plan(in_force), in_force=in_force, outer=outer)
         call.foreign = foreign
         call.begin()
         return call
@@ -282,13 +300,15 @@ def start(method: str, url: str, *, foreign: bool = False) -> Call | None:
         return None
 
 
-def reroute(carrier: MutableMapping[str, str], url: str) -> bool:
-    """Whether a call is current; its request to this address, a redirect perhaps, carries what it may."""
+def reroute(owner: object, request: object, carrier: MutableMapping[str, str], url: str) -> bool:
+    """Whether a call of this owner is under way; its request to this address, a redirect, carries what it may."""
     try:
         above = operation.current()
-        if isinstance(above, Call) and not above.stopped:
-            above.reroute(carrier, url)
-            return True
+        while above is not None and not above.kind.unit:
+            if isinstance(above, Call) and above.owned_by(owner):
+                above.reroute(request, carrier, url)
+                return True
+            above = above.parent
     except Exception:
         guard.note("finding the HTTP call that is current")
     return False

@@ -20,7 +20,7 @@ import httpx
 
 from otel_perf import guard
 from otel_perf.integrations import http_call
-from otel_perf.integrations.http_call import Body, Call
+from otel_perf.integrations.http_call import MARK, Body, Call
 from otel_perf.integrations.patch import Patch, Patches
 from otel_perf.integrations.registry import Undo
 from otel_perf.telemetry import runtime
@@ -30,6 +30,9 @@ __all__ = ["elsewhere", "instrument", "matches"]
 _UPSTREAM = "opentelemetry.instrumentation.httpx"
 _VERSIONS = {b"HTTP/1.0": "1.0", b"HTTP/1.1": "1.1", b"HTTP/2": "2", b"HTTP/3": "3"}
 _BUILD = "_build_redirect_request"
+_TRACEPARENT = b"traceparent"
+#: Whether headers are kept in a list as we know it.
+_appends = getattr(httpx.Headers({"A": "b"}), "_list", None) == [(b"A", b"a", b"b")]
 _redirecting: type | None = next((each for each in httpx.Client.__mro__ if _BUILD in vars(each)), None)
 
 
@@ -59,17 +62,35 @@ def _foreign(client: object) -> bool:
 def _start(client: Any, request: httpx.Request) -> Call | None:
     try:
         foreign = _UPSTREAM in sys.modules and _foreign(client)
-        call = http_call.start(request.method, str(request.url), foreign=foreign)
+        call = http_call.start(request.method, str(request.url), "httpx", client, foreign=foreign)
     except Exception:
         guard.note("starting an httpx call")
         return None
     if call is not None and _redirecting is not None:
-        try:
-            for name, value in call.headers.items():
-                request.headers[name] = value
-        except Exception:
-            guard.note("passing the trace context on")
+        _carry(call, request)
     return call
+
+
+def _carry(call: Call, request: httpx.Request) -> None:
+    """Puts the context on: a header that is new is appended, which the public way takes several looks for."""
+    headers: Any = request.headers
+    if not _appends or MARK in vars(request):
+        call.carry(request, headers)
+        return
+    try:
+        given = headers._list
+        # As they were before.
+        names = [name for _, name, _ in given]
+        for key, value in call.headers.items():
+            name = key.encode("ascii")
+            lower = name.lower()
+            if lower in names or _TRACEPARENT in names:
+                call.carry(request, headers)
+                return
+            given.append((name, lower, value.encode("ascii")))
+        setattr(request, MARK, call.headers)
+    except Exception:
+        guard.note("passing the trace context on")
 
 
 class _SyncBody(httpx.SyncByteStream):
@@ -173,7 +194,7 @@ def _build_redirect(original: Callable[..., httpx.Request]) -> Callable[..., htt
     @functools.wraps(original)
     def build(self: Any, request: httpx.Request, response: httpx.Response) -> httpx.Request:
         built = original(self, request, response)
-        http_call.reroute(built.headers, str(built.url))
+        http_call.reroute(self, built, built.headers, str(built.url))
         return built
 
     return build

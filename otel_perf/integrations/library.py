@@ -34,6 +34,8 @@ class Integration:
     whole: bool = False
     #: The name to install, where it is not the module's.
     distribution: str | None = None
+    #: What is built on the module, where its version is what people know: `fastapi` on `starlette`.
+    known_as: str | None = None
 
     def found(self) -> str | None:
         """The version that is installed, `""` where it has none, or None where the library is not here.
@@ -51,6 +53,13 @@ class Integration:
             faults[self.name] = f"{type(error).__name__}: {error}"
             return None
         return version or ""
+
+    def version(self) -> str | None:
+        """The version as it is shown: of what people know, or of the module by its name where they have that alone."""
+        found = self.found()
+        if found is None or self.known_as is None:
+            return found
+        return _version(self.known_as) or f"{self.requires} {found}"
 
     def imported(self) -> bool:
         """Whether its library was imported, without which there can be no object of it."""

@@ -57,8 +57,8 @@ class Lookup:
             CACHE, f"cache {name}", (system, name, first), attributes, activate=span, span=span
         )
 
-    def stop(self, found: Sequence[bool] | None = None, error: BaseException | None = None) -> None:
-        """Ends it: `found` says for each key whether it was there, None that nothing was asked for."""
+    def stop(self, found: Sequence[bool | None] | None = None, error: BaseException | None = None) -> None:
+        """Ends it: `found` says for each key whether it was there, None that nothing was asked for or answered."""
         begun = self.operation
         try:
             if found is None or error is not None or begun.error_type is not None:
@@ -75,8 +75,8 @@ class Lookup:
         if self.result is None:
             self.result = begun.labels[3]
 
-    def _stop_many(self, begun: Operation, found: Sequence[bool]) -> None:
-        outcomes = list(zip(self._strategies, found, strict=False))
+    def _stop_many(self, begun: Operation, found: Sequence[bool | None]) -> None:
+        outcomes = [(name, hit) for name, hit in zip(self._strategies, found, strict=False) if hit is not None]
         # The operation itself stands for a miss where there is one.
         own = next((place for place, (_, hit) in enumerate(outcomes) if not hit), 0)
         name: str | None = None

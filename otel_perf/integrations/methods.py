@@ -28,12 +28,12 @@ class Calls(Protocol):
     def streamed(self, begun: Operation, error: BaseException | None, count: int, /) -> None: ...
 
 
-def measured(calls: Calls) -> Callable[[Any], Any]:
-    """What wraps a method so that its calls are measured."""
+def measured(calls: Calls, last: type | None = None) -> Callable[[Any], Any]:
+    """What wraps a method so that its calls are measured; `last` is what an async generator yields behind its end."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         if inspect.isasyncgenfunction(original):
-            return _async_stream(calls, original)
+            return _async_stream(calls, original, last)
         if inspect.isgeneratorfunction(original):
             return _stream(calls, original)
         return (_coroutine if inspect.iscoroutinefunction(original) else _plain)(calls, original)
@@ -95,12 +95,12 @@ def _stream(calls: Calls, original: Callable[..., Any]) -> Callable[..., Any]:
     return generator
 
 
-def _async_stream(calls: Calls, original: Callable[..., Any]) -> Callable[..., Any]:
+def _async_stream(calls: Calls, original: Callable[..., Any], last: type | None) -> Callable[..., Any]:
     @functools.wraps(original)
     async def generator(self: Any, /, *args: Any, **options: Any) -> Any:
         begun = _begin(calls, self, args, options, False)
         source = original(self, *args, **options)
-        stream = source if begun is None else drain_later(source, begun, calls.streamed)
+        stream = source if begun is None else drain_later(source, begun, calls.streamed, last)
         try:
             async for item in stream:
                 yield item

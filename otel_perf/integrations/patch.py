@@ -8,9 +8,10 @@ its connection back only when the garbage collector comes by.
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Sequence
-from types import ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, Protocol
 from weakref import ref
 
@@ -94,19 +95,66 @@ class Patch:
         found: Any = vars(self._owner)[self._name]
         if self._ours is not None and _below(found, self._ours):
             return
-        self._original, self._ours = found, self._wrap(found)
+        self._original, self._ours = found, _wrapped(self._owner, found, self._wrap)
         setattr(self._owner, self._name, self._ours)
 
     def take_out(self) -> None:
         """Puts the very same function back; where others wrapped ours meanwhile it stays, and passes calls through."""
-        if vars(self._owner)[self._name] is self._ours:
+        if _is(vars(self._owner)[self._name], self._ours):
             setattr(self._owner, self._name, self._original)
             self._original = self._ours = None
 
 
+def _wrapped(owner: type | ModuleType, found: Any, wrap: Callable[[Any], Any]) -> Any:
+    """Wraps what a class or a module has; `wrap` always gets what it can call with the object first."""
+    if type(found) is FunctionType or isinstance(owner, ModuleType):
+        return wrap(found)
+    if isinstance(found, classmethod):
+        return classmethod(wrap(_binding(found, to_class=True)))  # pyright: ignore[reportUnknownArgumentType]  # of anything
+    if isinstance(found, staticmethod):
+        return staticmethod(wrap(found.__get__(None, owner)))
+    return wrap(_binding(found))
+
+
+def _binding(found: Any, *, to_class: bool = False) -> Callable[..., Any]:
+    """Calls what is no plain function as Python itself would: bound to its object first.
+
+    A wrapper by wrapt, which upstream instrumentors and others use, knows its object only so.
+    """
+
+    def bound(owner: Any) -> Callable[..., Any]:
+        if not hasattr(found, "__get__"):
+            return found  # type: ignore[no-any-return]  # Python binds no such thing
+        call: Callable[..., Any] = found.__get__(None, owner) if to_class else found.__get__(owner, type(owner))
+        return call
+
+    if inspect.iscoroutinefunction(found.__func__ if to_class else found):
+
+        @functools.wraps(found)
+        async def call_async(self: Any, *args: Any, **options: Any) -> Any:
+            return await bound(self)(*args, **options)
+
+        return call_async
+
+    @functools.wraps(found)
+    def call(self: Any, *args: Any, **options: Any) -> Any:
+        return bound(self)(*args, **options)
+
+    return call
+
+
+def _is(found: Any, ours: Any) -> bool:
+    # Who takes a wrapper off a class method may leave what is bound to the class in its place.
+    return found is ours or (isinstance(ours, classmethod) and _function(found) is _function(ours))  # pyright: ignore[reportUnknownArgumentType]  # of anything
+
+
+def _function(method: Any) -> Any:
+    return method.__func__ if isinstance(method, (classmethod, MethodType)) else method  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # as above
+
+
 def _below(found: Any, ours: Any) -> bool:
     while found is not None:
-        if found is ours:
+        if _is(found, ours):
             return True
         found = getattr(found, "__wrapped__", None)
     return False

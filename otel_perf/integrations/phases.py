@@ -34,6 +34,7 @@ _WRAPPED = {
     "solve_dependencies": "dependencies", "run_endpoint_function": "endpoint", "serialize_response": "serialization",
 }  # fmt: skip
 
+_INVALID = "fastapi.exceptions.RequestValidationError"
 _lock = threading.Lock()
 # How many apps leave it to the settings, and what is wrapped for them while the settings want it.
 _followers = 0
@@ -87,7 +88,7 @@ def _wrapper(name: str) -> Callable[[Any], Any]:
             except BaseException as error:
                 _end(phase, error)
                 raise
-            _end(phase, None)
+            _end(phase, None, invalid=name == "dependencies" and getattr(answer, "errors", None))
             return answer
 
         return measured
@@ -116,8 +117,10 @@ def _phase(name: str) -> Operation | None:
     return operation.start(PHASE, f"fastapi.{name}", (name, request.route()), attributes, span=not shown)
 
 
-def _end(phase: Operation, error: BaseException | None) -> None:
+def _end(phase: Operation, error: BaseException | None, *, invalid: Any = None) -> None:
     try:
+        if invalid:  # FastAPI raises it later, and answers 422
+            phase.fail(_INVALID)
         _stop(phase, error)
     except Exception:
         guard.note("ending a phase")

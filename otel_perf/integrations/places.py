@@ -24,6 +24,8 @@ def attributes(scope: Scope, route: str | None, classes: Classes | None, *, unma
     """
     found: dict[str, str] = {}
     if route is None and unmatched:
+        # Nobody vouches for a path that leads nowhere: short keys are masked too.
+        found[c.URL_PATH] = redaction.text(paths.without_tokens(scope["path"]))
         found[c.URL_TEMPLATE] = redaction.text(paths.template(local_path(scope)), 512)
     if classes is not None:
         name = classes.of_template(route) if route is not None else classes.of_path(local_path(scope))

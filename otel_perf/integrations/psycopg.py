@@ -7,12 +7,13 @@ part by part, so that the values in it are never rendered.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, cast
 
 import psycopg
-from psycopg import sql
+from psycopg import conninfo, sql
 
 from otel_perf import guard
 from otel_perf.integrations import psycopg_transaction, statement
@@ -67,7 +68,7 @@ def _started(cursor: Any, query: object, batch: object = None) -> _Started | Non
         conn = cursor._conn
         if runtime.current is None or not _patches.measures(conn):
             return None
-        theirs = elsewhere() is not None
+        theirs = statement.spanned("psycopg")
         rows = None if batch is None else statement.batch_size(batch)
         session = psycopg_transaction.session(conn)
         begun = statement.begin(
@@ -231,6 +232,62 @@ def _async_copy(original: _Method) -> _Method:
     return copy
 
 
+# Connections ----------------------------------------------------------------------------------------------------------
+
+
+def _connect(original: _Method) -> _Method:
+    @functools.wraps(original)
+    def connect(cls: Any, *args: Any, **options: Any) -> Any:
+        began_ns = time.perf_counter_ns()
+        try:
+            return original(cls, *args, **options)
+        except BaseException as error:
+            _unreachable(args, options, error, began_ns)
+            raise
+
+    return connect
+
+
+def _async_connect(original: _Method) -> _Method:
+    @functools.wraps(original)
+    async def connect(cls: Any, *args: Any, **options: Any) -> Any:
+        began_ns = time.perf_counter_ns()
+        try:
+            return await original(cls, *args, **options)
+        except BaseException as error:
+            _unreachable(args, options, error, began_ns)
+            raise
+
+    return connect
+
+
+def _module_connect(original: _Method) -> _Method:
+    @functools.wraps(original)
+    def connect(*args: Any, **options: Any) -> Any:
+        began_ns = time.perf_counter_ns()
+        try:
+            return original(*args, **options)
+        except BaseException as error:
+            _unreachable(args, options, error, began_ns)
+            raise
+
+    return connect
+
+
+def _unreachable(args: tuple[Any, ...], options: dict[str, Any], error: BaseException, began_ns: int) -> None:
+    try:
+        if _patches.everything:
+            text = args[0] if args else options.get("conninfo") or ""
+            given = {**conninfo.conninfo_to_dict(text), **options}
+            port = str(given.get("port") or "")
+            of = statement.server(
+                "postgresql", given.get("dbname"), given.get("host"), int(port) if port.isdigit() else None
+            )
+            statement.unreachable(of, error, began_ns)
+    except Exception:
+        guard.note("counting a failure of psycopg")
+
+
 def _make() -> list[Patch]:
     plain, later = psycopg.Cursor, psycopg.AsyncCursor
     return [
@@ -239,6 +296,8 @@ def _make() -> list[Patch]:
         Patch(later, "execute", _async_query()), Patch(psycopg.AsyncServerCursor, "execute", _async_query()),
         Patch(later, "executemany", _async_query(many=True)), Patch(later, "stream", _async_stream),
         Patch(later, "copy", _async_copy),
+        Patch(psycopg, "connect", _module_connect), Patch(psycopg.Connection, "connect", _connect),
+        Patch(psycopg.AsyncConnection, "connect", _async_connect),
         *psycopg_transaction.patches(),
     ]  # fmt: skip
 

@@ -19,7 +19,7 @@ import redis.asyncio.cluster
 import redis.client
 import redis.cluster
 
-from otel_perf.integrations import redis_own, redis_pools, redis_server
+from otel_perf.integrations import redis_own, redis_pools, redis_server, stability
 from otel_perf.integrations.patch import Patch, Patches, around, around_async
 from otel_perf.integrations.redis_calls import failed, of_client, of_pipeline, pool_of, server_of
 from otel_perf.integrations.redis_own import elsewhere
@@ -59,16 +59,17 @@ def instrument(target: Any = None, *, engine: Literal["ours", "upstream"] = "our
     pool = redis.Redis if target is None else pool_of(target)
     # Ours first: theirs takes hold of the methods that it finds, and lets go of them only where it is on top.
     ours = _take(None if target is None else pool)
-    if target is None:
-        theirs = redis_own.upstream.take(
-            pool, lambda: instrumentor.instrument(tracer_provider=provider), instrumentor.uninstrument
-        )
-    else:
-        theirs = redis_own.upstream.take(
-            pool,
-            lambda: instrumentor.instrument_client(target, tracer_provider=provider),
-            lambda: instrumentor.uninstrument_client(target),
-        )
+    with stability.opted_in("database"):
+        if target is None:
+            theirs = redis_own.upstream.take(
+                pool, lambda: instrumentor.instrument(tracer_provider=provider), instrumentor.uninstrument
+            )
+        else:
+            theirs = redis_own.upstream.take(
+                pool,
+                lambda: instrumentor.instrument_client(target, tracer_provider=provider),
+                lambda: instrumentor.uninstrument_client(target),
+            )
     return Undo(ours.undo, theirs.undo)
 
 

@@ -147,7 +147,7 @@ class _Call(Answered):
             found = []
         self._stop(found, None)
 
-    def _stop(self, found: Sequence[bool], error: BaseException | None) -> None:
+    def _stop(self, found: Sequence[bool | None], error: BaseException | None) -> None:
         # The cache operation first: its outcome is shown on the query's span.
         query, lookup = self._query, self._lookup
         try:

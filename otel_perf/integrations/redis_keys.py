@@ -42,8 +42,8 @@ def lookup(name: str, commands: Commands) -> tuple[Lookup, list[Key]] | None:
     return Lookup("redis", name.partition(" ")[0].lower(), strategies, span=False), keys
 
 
-def found(keys: Sequence[Key], answers: Sequence[Any]) -> list[bool]:
-    """For each key whether it was there."""
+def found(keys: Sequence[Key], answers: Sequence[Any]) -> list[bool | None]:
+    """For each key whether it was there; None where its command failed, which is neither hit nor miss."""
     return [_hit(key, answers) for key in keys]
 
 
@@ -60,8 +60,10 @@ def _asked(commands: Commands) -> list[Key]:
     return keys
 
 
-def _hit(key: Key, answers: Sequence[Any]) -> bool:
+def _hit(key: Key, answers: Sequence[Any]) -> bool | None:
     answer = answers[key.place]
+    if isinstance(answer, BaseException):  # a pipeline that does not raise answers with them
+        return None
     if key.name == "MGET":
         return answer[key.position] is not None
     if key.name == "EXISTS":  # it says how many, not which: the share is true all the same

@@ -35,6 +35,7 @@ _log = logging.getLogger("otel_perf")
 
 _NODES = 16  # so many primaries of a cluster are looked at
 _SERVERS = 64  # and so many servers in all
+_USERS = 8  # by so many of the users that the application has at one
 _TIMEOUT_S = 2.0
 _FIGURES: tuple[tuple[Metric, str, bool], ...] = (
     (c.REDIS_MEMORY, "used_memory", False),
@@ -53,6 +54,7 @@ _ARGUMENTS = frozenset({"host", "port", "path", "username", "password", "credent
 _HOPELESS = (NoPermissionError, AuthenticationError, TypeError, ValueError, AttributeError, NotImplementedError)
 
 _Address = tuple[str, int | None]
+_Way = tuple[type, dict[str, Any]]
 
 
 class _Figures:
@@ -65,7 +67,8 @@ class _Figures:
         self.values: dict[str, int] = {}
         self.version = ""
         self.counts: dict[str, Rising] = {}
-        self.refused = False
+        #: The ways in, by a hash of them, that are of no use.
+        self.refused: set[int] = set()
 
     def take(self, said: Mapping[str, Any]) -> None:
         """Keeps what is of interest."""
@@ -114,7 +117,7 @@ class _Look:
     def start(self) -> None:
         """Starts the thread where it is wanted and not there: also at a collect, since `configure()` may come later."""
         in_force = runtime.current
-        if in_force is None or in_force.settings.redis_info_interval_s <= 0:
+        if in_force is None or in_force.settings.redis_info_interval_s <= 0 or not servers():
             return
         with self._lock:
             if not self._holders or (self._stop is not None and self._known_to is in_force):
@@ -161,18 +164,28 @@ class _Look:
                 return
 
     def _look(self, stop: threading.Event) -> None:
-        found: dict[_Address, tuple[type, dict[str, Any]]] = {}
+        found: dict[_Address, dict[int, _Way]] = {}
         for address, kind, arguments in self._addresses():
-            if len(found) < _SERVERS:
-                found.setdefault(address, (kind, arguments))
+            if address in found or len(found) < _SERVERS:
+                ways = found.setdefault(address, {})
+                if len(ways) < _USERS:
+                    ways.setdefault(_user(kind, arguments), (kind, arguments))
         for address in set(self.figures) - set(found):
             del self.figures[address]
-        for address, (kind, arguments) in found.items():
+        for address, ways in found.items():
             figures = self.figures.setdefault(address, _Figures())
-            if stop.is_set():
-                return
-            if not figures.refused:
-                _ask(address, kind, arguments, figures)
+            figures.refused &= ways.keys()
+            error: Exception | None = None
+            for user, (kind, arguments) in ways.items():
+                if stop.is_set():
+                    return
+                if user not in figures.refused:
+                    error = _ask(kind, arguments, figures)
+                    if error is None:
+                        break
+                    figures.refused.add(user)
+            if error is not None:
+                _tell(address, error)
 
     def _addresses(self) -> Iterator[tuple[_Address, type, dict[str, Any]]]:
         patches = self._patches
@@ -235,7 +248,14 @@ def _connection(pool: Any) -> tuple[type, dict[str, Any]]:
     return kind, arguments
 
 
-def _ask(address: _Address, kind: type, arguments: Mapping[str, Any], figures: _Figures) -> None:
+def _user(kind: type, arguments: Mapping[str, Any]) -> int:
+    """Who asks, and how: what one user may not do another may."""
+    names = ("username", "password")
+    return hash((kind, *(str(arguments.get(each)) for each in names), id(arguments.get("credential_provider"))))
+
+
+def _ask(kind: type, arguments: Mapping[str, Any], figures: _Figures) -> Exception | None:
+    """Asks once; the answer is why there is no use in asking this way again, or None."""
     connection: Any = None
     try:
         connection = kind(
@@ -247,17 +267,21 @@ def _ask(address: _Address, kind: type, arguments: Mapping[str, Any], figures: _
         answer = connection.read_response()
         figures.take(_parsed(answer))
     except _HOPELESS as error:
-        figures.refused = True
-        _log.warning(
-            "otel_perf: the figures of the Redis server at %s are not read: %s; grant INFO to its user, or set "
-            "redis_info_interval_s to 0",
-            ":".join(str(part) for part in address if part is not None), redaction.exception_type(error),
-        )  # fmt: skip
+        return error
     except (RedisError, OSError):
         pass  # it is away: what it said last grows old, and its commands fail visibly
     finally:
         if connection is not None:
             connection.disconnect()
+    return None
+
+
+def _tell(address: _Address, error: Exception) -> None:
+    _log.warning(
+        "otel_perf: the figures of the Redis server at %s are not read: %s; grant INFO to its user, or set "
+        "redis_info_interval_s to 0",
+        ":".join(str(part) for part in address if part is not None), redaction.exception_type(error),
+    )  # fmt: skip
 
 
 def _parsed(answer: Any) -> dict[str, str]:

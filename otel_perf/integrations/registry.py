@@ -58,7 +58,7 @@ class Undo:
 
 
 INTEGRATIONS: tuple[Integration, ...] = (
-    Integration("fastapi", "starlette", "0.40", whole=True),
+    Integration("fastapi", "starlette", "0.40", whole=True, known_as="fastapi"),
     Integration("sqlalchemy", "sqlalchemy", "2.0", whole=True),
     Integration("asyncpg", "asyncpg", "0.29", whole=True),
     Integration("psycopg", "psycopg", "3.1", whole=True),

@@ -1,6 +1,7 @@
 """One request on its way through an ASGI app: its id, its operation, its response to the last byte.
 
-The clock stops at the last byte of the body: background tasks run later and are no part of the request.
+The clock stops at the last byte of the body. The record is made when the app is done, or when its background tasks
+begin, which are no part of the request: what fails in between, such as a commit after the response, is still told.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanContext
 
 from otel_perf import conventions as c
-from otel_perf import guard, redaction
+from otel_perf import guard
 from otel_perf.integrations import foreign, headers, places, plan
 from otel_perf.integrations.others import Share
 from otel_perf.integrations.plan import Plan
 from otel_perf.integrations.routes import Routes, Scope
-from otel_perf.integrations.tracebacks import in_background, unhandled
+from otel_perf.integrations.tracebacks import CLIENT_LEFT, client_left, in_background, unhandled
 from otel_perf.telemetry import logs, operation, runtime, sdk
 from otel_perf.telemetry.operation import JOB, REQUEST, Operation
 from otel_perf.telemetry.series import Series
@@ -57,11 +58,11 @@ class Request(Operation):
     """
 
     __slots__ = (
-        "_active", "_attached", "_ended_ns", "_headers", "_id_token", "_known", "_routes", "_send", "_share",
-        "_trailers", "excluded", "request_id", "routed", "router", "status",
+        "_active", "_attached", "_ended_ns", "_headers", "_id_token", "_known", "_left", "_receive", "_routes", "_send",
+        "_share", "_trailers", "excluded", "request_id", "routed", "router", "status",
     )  # fmt: skip
 
-    def __init__(self, routes: Routes, share: Share, scope: Scope, send: Send) -> None:
+    def __init__(self, routes: Routes, share: Share, scope: Scope, receive: Receive, send: Send) -> None:
         super().__init__(REQUEST, "HTTP", [])
         self.stopped = True
         self.routed = scope
@@ -72,6 +73,7 @@ class Request(Operation):
         self.excluded = False
         self._routes = routes
         self._share = share
+        self._receive = receive
         self._send = send
         self._known: Plan | None = None
         self._active: Series | None = None
@@ -79,6 +81,7 @@ class Request(Operation):
         self._id_token: Token[str | None] | None = None
         self._headers: Any = ()
         self._trailers = False
+        self._left = False  # whether the app was told that the client had, before it answered
         self._ended_ns: int | None = None
 
     def begin(self) -> None:
@@ -166,8 +169,6 @@ class Request(Operation):
     @property
     def completed_ns(self) -> int | None:
         """When its response was whole, by `time.perf_counter_ns()`; None before."""
-        if self.seconds is not None:
-            return self.started_ns + round(self.seconds * 1e9)
         return self._ended_ns
 
     @property
@@ -187,6 +188,13 @@ class Request(Operation):
             self.recorded = None
             self._inactive()
 
+    async def receive(self) -> Message:
+        """The app's way in: hears that the client has left, which a server tells only whoever asks."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect" and self.status is None:
+            self._left = True
+        return message
+
     def send(self, message: Message) -> Awaitable[None]:
         """The app's way out: puts our headers on the response and sees its last byte."""
         kind = message["type"]
@@ -202,12 +210,9 @@ class Request(Operation):
 
     async def _send_last(self, message: Message) -> None:
         await self._send(message)
-        if self.status is not None and self.status >= 500:
-            # Starlette answers 500 before it hands on the exception, which says more than the status.
+        if self._ended_ns is None:
             self._ended_ns = _now_ns()
             self._inactive()
-        else:
-            self._finish(None)
 
     def _respond(self, message: Message) -> Message:
         try:
@@ -244,41 +249,21 @@ class Request(Operation):
         if known is not None and (self.status == 404 or known.classes is not None):
             span.set_attributes(self._place(known, self.route()))
         if self._share.duration and self.status is not None and self.status >= 500:
-            # It may end with the response, before the exception reaches us.
-            error = unhandled()
-            foreign.fail(span, str(self.status) if error is None else redaction.exception_type(error))
+            foreign.answered(span, self.status)
         ids: SpanContext = span.get_span_context()
         return ids
 
+    def complete(self) -> None:
+        """Ends it where its response is whole: what comes now, a background task, is no part of it."""
+        if self._ended_ns is not None:
+            self.end(unhandled())
+
     def end(self, error: BaseException | None = None) -> None:
-        """The app returned or raised; does nothing when the response was complete before."""
+        """The app returned or raised; does nothing where the request has ended before."""
         if self.stopped:
             return
-        if self._ended_ns is None:
-            error = self._cut_short(error)
-        elif error is not None and in_background(error):
-            error = None
-        self._finish(error)
-
-    def _cut_short(self, error: BaseException | None) -> BaseException | None:
-        """Says how a response failed that has no end; a client that leaves an event stream is no failure."""
-        try:
-            left = error is None or type(error).__name__ in {"CancelledError", "ClientDisconnect"}
-            if left and any(
-                name.lower() == b"content-type" and value.startswith(b"text/event-stream")
-                for name, value in self._headers
-            ):
-                return None
-            if error is None:
-                # An app that returns early and without an exception was told that the client had left.
-                self.fail("client_disconnected" if self.status is not None else "incomplete_response")
-        except Exception:
-            guard.note("ending a request")
-        return error
-
-    def _finish(self, error: BaseException | None) -> None:
-        if self.stopped:
-            return
+        if error is not None or self._left or self._ended_ns is None:
+            error = self._judged(error)
         try:
             labels, status = self.labels, self.status
             labels[_ROUTE] = route = self._routes.template(self.routed)
@@ -300,21 +285,37 @@ class Request(Operation):
         except Exception:
             guard.note("ending a request")
         self.stop(error, ended_ns=self._ended_ns, deactivate=False)
-        self._inactive()
+        if self._active is not None:
+            self._inactive()
         if self.error_type is not None and self._share.duration and not self._share.span:
-            self._fail_foreign(self.error_type)
+            foreign.mark(self.error_type)
+
+    def _judged(self, error: BaseException | None) -> BaseException | None:
+        """The exception that counts, if any; where the client left, or there is no end, says that instead."""
+        try:
+            if self._ended_ns is not None:
+                # A cancellation that comes so late is the server's doing, and a task of its own what one raises.
+                if not isinstance(error, Exception) or in_background(error):
+                    error = None
+                if self._left and error is None:
+                    self.fail(CLIENT_LEFT)
+            elif headers.is_event_stream(self._headers) and (
+                error is None or client_left(error) or type(error).__name__ == "CancelledError"
+            ):
+                return None  # to leave it is how it ends
+            elif error is None:
+                # An app that returns early and without an exception was told that the client had left.
+                self.fail(CLIENT_LEFT if self._left or self.status is not None else "incomplete_response")
+            if error is not None and client_left(error):
+                self.fail(CLIENT_LEFT)
+                # Starlette's answer to what nobody handled went to nobody.
+                error, self.status = None, None if self._left and self.status == 500 else self.status
+        except Exception:
+            guard.note("ending a request")
+        return error
 
     def _place(self, known: Plan, route: str | None) -> dict[str, str]:
         return places.attributes(self.routed, route, known.classes, unmatched=self.status == 404)
-
-    @staticmethod
-    def _fail_foreign(error_type: str) -> None:
-        try:
-            span = foreign.span()
-            if span is not None:
-                foreign.fail(span, error_type)
-        except Exception:
-            guard.note("marking another's span")
 
     def _inactive(self) -> None:
         active, self._active = self._active, None

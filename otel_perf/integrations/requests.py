@@ -28,6 +28,7 @@ __all__ = ["elsewhere", "instrument", "matches"]
 
 _UPSTREAM = "opentelemetry.instrumentation.requests"
 _BODY = "_otel_perf_body"
+_NONE = object()
 _VERSIONS = {10: "1.0", 11: "1.1", 20: "2", 30: "3"}
 
 
@@ -53,9 +54,10 @@ def _start(request: requests.PreparedRequest) -> Call | None:
     call = None
     try:
         foreign = _UPSTREAM in sys.modules and elsewhere() is not None
-        call = http_call.start(request.method or "", request.url or "", foreign=foreign)
+        # A redirect is a copy of the request, which shares its hooks.
+        call = http_call.start(request.method or "", request.url or "", "requests", request.hooks, foreign=foreign)
         if call is not None:
-            request.headers.update(call.headers)
+            call.carry(request, request.headers)
     except Exception:
         guard.note("starting a call of requests")
     return call
@@ -66,7 +68,8 @@ def _send(original: Callable[..., requests.Response]) -> Callable[..., requests.
     def send(self: requests.Session, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         if runtime.current is None or not (_patches.everything or _patches.measures(self)):
             return original(self, request, **options)
-        within = http_call.reroute(request.headers, request.url or "")  # as a redirect is
+        # A redirect goes through here again, a call that a hook makes does too.
+        within = http_call.reroute(getattr(request, "hooks", _NONE), request, request.headers, request.url or "")
         call = None if within else _start(request)
         if call is None:
             return original(self, request, **options)
@@ -86,7 +89,7 @@ def _finish(call: Call, response: requests.Response, streamed: bool) -> None:
         call.answered(response.status_code, _VERSIONS.get(getattr(response.raw, "version", None) or 0))
         following = response.next
         if following is not None:  # whoever follows the redirect by hand
-            call.reroute(following.headers, following.url or "")
+            call.reroute(following, following.headers, following.url or "")
         if streamed and not getattr(response, "_content_consumed", False):
             vars(response)[_BODY] = call.stream()
             return

@@ -84,8 +84,15 @@ def done(state: State, begun: Operation, cursor: Any) -> None:
     begun.stop()
 
 
+def _driver_error(error: BaseException) -> BaseException:
+    # SQLAlchemy's dialects for asyncio raise a class of their own from what the driver raised.
+    cause = error.__cause__
+    return cause if cause is not None and type(error).__module__.startswith("sqlalchemy.dialects") else error
+
+
 def broke(state: State, begun: Operation, error: BaseException) -> None:
     """Ends the operation of a statement that failed."""
+    error = _driver_error(error)
     try:
         begun.set(c.DB_STATUS, statement.status_code(error))
     except Exception:
@@ -147,7 +154,7 @@ def _ended(state: State, outcome: str, error: BaseException | None = None) -> No
     error_type, state.error_type = state.error_type, None
     try:
         if error is not None:  # SQLAlchemy wraps what the driver raised
-            error_type = redaction.exception_type(getattr(error, "orig", None) or error)
+            error_type = redaction.exception_type(_driver_error(getattr(error, "orig", None) or error))
         statement.transaction_ended(state.server, began_ns, outcome, error_type)
     except Exception:
         guard.note("measuring a SQLAlchemy transaction")

@@ -16,6 +16,7 @@ import inspect
 import os
 import sqlite3
 import sys
+import time
 from collections.abc import Callable
 from pathlib import PurePath
 from sqlite3 import dbapi2
@@ -65,7 +66,7 @@ def _started(connection: Any, args: tuple[Any, ...], *, many: bool) -> Operation
     try:
         if runtime.current is None or not args or not isinstance(args[0], str) or not _patches.measures(connection):
             return None
-        theirs = elsewhere() is not None
+        theirs = statement.spanned("sqlite3")
         return statement.begin(
             connection._otel_perf.server, args[0], span=not theirs,
             batch=statement.batch_size(args[1]) if many and len(args) > 1 else None,
@@ -82,6 +83,13 @@ def _finish(connection: Any, begun: Operation, error: BaseException | None = Non
     except Exception:  # a connection of another thread, or a closed one
         begun.stop(error)
         guard.note("ending a sqlite3 query")
+
+
+def _missed(connection: Any, args: tuple[Any, ...], error: BaseException) -> None:
+    """A connection that is closed, or of another thread, makes no cursor: the statement fails before it begins."""
+    begun = _started(connection, args, many=False)
+    if begun is not None:
+        begun.stop(error)
 
 
 def _run(connection: Any, original: Callable[..., Any], args: tuple[Any, ...], *, many: bool = False) -> Any:
@@ -141,8 +149,9 @@ def _connections(kind: Any) -> Any:
     plain = all(getattr(kind, name) is getattr(sqlite3.Connection, name) for name in ("cursor", *_SHORT_CUTS))
 
     class Connection(kind):  # type: ignore[misc]  # as above
-        def __init__(self, database: Any, *args: Any, **options: Any) -> None:
-            super().__init__(database, *args, **options)
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            database = args[0] if args else options.get("database")
             self._otel_perf = Session(statement.server("sqlite", _namespace(database)))
 
         def cursor(self, *args: Any, **options: Any) -> Any:
@@ -151,13 +160,34 @@ def _connections(kind: Any) -> Any:
             return super().cursor() if factory is None else super().cursor(_cursors(factory))
 
         def execute(self, *args: Any) -> Any:
-            return self.cursor().execute(*args) if plain else _run(self, super().execute, args)
+            if not plain:
+                return _run(self, super().execute, args)
+            try:
+                cursor = self.cursor()
+            except BaseException as error:
+                _missed(self, args, error)
+                raise
+            return cursor.execute(*args)
 
         def executemany(self, *args: Any) -> Any:
-            return self.cursor().executemany(*args) if plain else _run(self, super().executemany, args, many=True)
+            if not plain:
+                return _run(self, super().executemany, args, many=True)
+            try:
+                cursor = self.cursor()
+            except BaseException as error:
+                _missed(self, args, error)
+                raise
+            return cursor.executemany(*args)
 
         def executescript(self, *args: Any) -> Any:
-            return self.cursor().executescript(*args) if plain else _run(self, super().executescript, args)
+            if not plain:
+                return _run(self, super().executescript, args)
+            try:
+                cursor = self.cursor()
+            except BaseException as error:
+                _missed(self, args, error)
+                raise
+            return cursor.executescript(*args)
 
         def commit(self) -> None:
             _end(self, "COMMIT", super().commit)
@@ -194,9 +224,18 @@ def _end(connection: Any, verb: str, original: Callable[[], Any]) -> Any:
     return answer
 
 
+def _unreachable(database: Any, error: BaseException, began_ns: int) -> None:
+    try:
+        if _patches.everything:
+            statement.unreachable(statement.server("sqlite", _namespace(database)), error, began_ns)
+    except Exception:
+        guard.note("counting a failure of sqlite3")
+
+
 def _connect(original: Callable[..., sqlite3.Connection]) -> Callable[..., sqlite3.Connection]:
     @functools.wraps(original)
     def connect(*args: Any, **options: Any) -> sqlite3.Connection:
+        caller = ""
         try:
             caller = cast("str", sys._getframe(1).f_globals.get("__name__", ""))  # pyright: ignore[reportPrivateUsage]  # no stack is kept
             if not caller.startswith("aiosqlite"):
@@ -206,7 +245,13 @@ def _connect(original: Callable[..., sqlite3.Connection]) -> Callable[..., sqlit
                     options = {**options, "factory": _connections(options.get("factory", sqlite3.Connection))}
         except Exception:
             guard.note("opening a sqlite3 connection")
-        return original(*args, **options)
+        began_ns = time.perf_counter_ns()
+        try:
+            return original(*args, **options)
+        except BaseException as error:
+            if not caller.startswith("aiosqlite"):
+                _unreachable(args[0] if args else options.get("database"), error, began_ns)
+            raise
 
     return connect
 

@@ -12,6 +12,8 @@ from collections.abc import Sized
 from functools import lru_cache
 from typing import Any
 
+from opentelemetry import trace
+
 from otel_perf import conventions as c
 from otel_perf import guard, redaction
 from otel_perf.integrations.registry import Undo
@@ -22,7 +24,7 @@ from otel_perf.telemetry.operation import QUERY, Operation
 
 __all__ = [
     "Prepared", "Server", "Session", "batch_size", "begin", "control", "driver", "finish", "missed", "nested",
-    "records_durations", "server", "status_code", "transaction_ended", "upstream",
+    "records_durations", "server", "spanned", "status_code", "transaction_ended", "unreachable", "upstream",
 ]  # fmt: skip
 
 _COMMITS = frozenset({"COMMIT", "END"})
@@ -224,6 +226,20 @@ def upstream(library: str, instrumentor: str) -> str | None:
     if kind is None or not kind().is_instrumented_by_opentelemetry:
         return None
     return f"opentelemetry-instrumentation-{library}"
+
+
+def spanned(library: str) -> bool:
+    """Whether the upstream instrumentor of a library, which stands above ours, made a span for this very call."""
+    scope = f"opentelemetry.instrumentation.{library}"
+    if scope not in sys.modules:
+        return False
+    made: Any = getattr(trace.get_current_span(), "instrumentation_scope", None)
+    return made is not None and made.name == scope
+
+
+def unreachable(of: Server, error: BaseException, began_ns: int) -> None:
+    """Counts a connection that cannot be had as one failed operation."""
+    missed(of, "CONNECT", error, began_ns)
 
 
 def records_durations() -> bool:

@@ -44,7 +44,7 @@ def report() -> Report:
 
 
 def _status(each: Integration) -> Status:
-    version = each.found()
+    version = each.version()
     if version is None and each.name in registry.faults:
         return Status(each.name, "broken", registry.faults[each.name])
     if version is None:

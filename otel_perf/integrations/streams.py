@@ -42,10 +42,13 @@ def drain(source: Generator[Any, Any, Any], begun: Operation, end: End) -> Gener
         failure = None  # a failure and this frame must not keep each other alive
 
 
-async def drain_later(source: AsyncGenerator[Any, Any], begun: Operation, end: End) -> AsyncGenerator[Any, Any]:
-    """The same for an async generator."""
+async def drain_later(
+    source: AsyncGenerator[Any, Any], begun: Operation, end: End, last: type | None = None
+) -> AsyncGenerator[Any, Any]:
+    """The same for an async generator; an item of the class `last` ends it, and is no piece of the answer."""
     failure: BaseException | None = None
     count = 0
+    ended = False
     try:
         while True:
             begun.activate()
@@ -55,7 +58,11 @@ async def drain_later(source: AsyncGenerator[Any, Any], begun: Operation, end: E
                 return
             finally:
                 begun.deactivate()
-            count += 1
+            if last is not None and item.__class__ is last:
+                end(begun, None, count)  # who reads it asks for no more
+                ended = True
+            else:
+                count += 1
             yield item
     except GeneratorExit:
         await source.aclose()
@@ -64,5 +71,6 @@ async def drain_later(source: AsyncGenerator[Any, Any], begun: Operation, end: E
         failure = error
         raise
     finally:
-        end(begun, failure, count)
+        if not ended:
+            end(begun, failure, count)
         failure = None

@@ -57,9 +57,11 @@ class _Hook:
     def take(self) -> Undo:
         self._holders += 1
         if self._holders == 1:
-            self._original = structlog.configure
+            # Where somebody wrapped ours, it stayed below theirs: to wrap theirs again would be a circle.
+            if self._original is None or structlog.configure is self._original:
+                self._original = structlog.configure
+                structlog.configure = self._configure
             self._put_in()
-            structlog.configure = self._configure
         return Undo(self._release)
 
     def _configure(self, *args: Any, **settings: Any) -> None:
@@ -100,6 +102,7 @@ class _Hook:
         self._lists.clear()
         if structlog.configure == self._configure and self._original is not None:
             structlog.configure = self._original
+            self._original = None
 
 
 _hook = _Hook()

@@ -25,7 +25,7 @@ from otel_perf.integrations.registry import Undo
 
 __all__ = ["elsewhere", "instrument", "matches"]
 
-_Entry = tuple[runs.Run, Callable[[Any], None]]
+_Entry = tuple[runs.Run, Any]
 
 
 def matches(target: object) -> bool:
@@ -60,17 +60,22 @@ class Middleware(TaskiqMiddleware):
         super().__init__()
         #: By the id of the task, which may be delivered twice: as many as run at once.
         self._open: dict[str, list[_Entry]] = {}
+        #: How many asyncio tasks have runs in them; the last of them takes the middleware out, where it is to leave.
+        self.in_flight = 0
+        self.leaves = False
 
     def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
         try:
-            messages.stamp(message.labels)
+            if not self.leaves:
+                messages.stamp(message.labels)
         except Exception:
             guard.note("sending a taskiq task")
         return message
 
     def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
         try:
-            self._begin(message)
+            if not self.leaves:
+                self._begin(message)
         except Exception:
             guard.note("starting a taskiq task")
         return message
@@ -91,16 +96,20 @@ class Middleware(TaskiqMiddleware):
         # Where a middleware of somebody else's raises, or the task is cancelled between the hooks, no other hook comes.
         mine = self._open.setdefault(message.task_id, [])
 
-        def lost(_: Any) -> None:
+        def over(_: Any) -> None:
             self._forget(message.task_id, entry)
             run.fail("lost")
             run.stop(deactivate=False)
+            self.in_flight -= 1
+            if self.leaves:  # not in a hook: somebody goes through the list there
+                _take_out(self.broker)
 
-        entry = (run, lost)
-        mine.append(entry)
         current = asyncio.current_task()
+        entry = (run, current)
+        mine.append(entry)
         if current is not None:
-            current.add_done_callback(lost)
+            self.in_flight += 1
+            current.add_done_callback(over)
 
     def _forget(self, task_id: str, entry: _Entry) -> None:
         mine = self._open.get(task_id, [])
@@ -113,12 +122,10 @@ class Middleware(TaskiqMiddleware):
         mine = self._open.get(message.task_id)
         if not mine:
             return
-        run, lost = entry = mine[-1]
+        current = asyncio.current_task()
+        run, _ = entry = next((each for each in mine if each[1] is current), mine[-1])
         self._forget(message.task_id, entry)
         try:
-            current = asyncio.current_task()
-            if current is not None:
-                current.remove_done_callback(lost)
             error = result.error if result.is_err else None
             if isinstance(error, NoResultError):  # it is tried again, or wants no result
                 run.retry()
@@ -137,7 +144,10 @@ def _ours(broker: AsyncBroker) -> Middleware | None:
 
 
 def _put_in(broker: AsyncBroker) -> None:
-    if _ours(broker) is None:
+    ours = _ours(broker)
+    if ours is not None:
+        ours.leaves = False
+    else:
         middleware = Middleware()
         middleware.set_broker(broker)
         broker.middlewares.insert(0, middleware)
@@ -146,7 +156,9 @@ def _put_in(broker: AsyncBroker) -> None:
 def _take_out(broker: AsyncBroker) -> None:
     ours = _ours(broker)
     if ours is not None and broker not in _brokers and not (_patches.everything and broker in _made):
-        broker.middlewares.remove(ours)
+        ours.leaves = True
+        if not ours.in_flight:
+            broker.middlewares.remove(ours)
 
 
 def _take_out_all() -> None:

@@ -6,8 +6,10 @@ import sys
 
 from otel_perf import guard
 
-__all__ = ["in_background", "unhandled"]
+__all__ = ["CLIENT_LEFT", "client_left", "in_background", "unhandled"]
 
+#: The `error.type` where the client left before the end.
+CLIENT_LEFT = "client_disconnected"
 _CAUSES = 8  # so many exceptions that were raised from one another are looked at
 
 
@@ -18,6 +20,11 @@ def unhandled() -> BaseException | None:
     if place is None or place.tb_frame.f_globals.get("__name__") != "starlette.middleware.errors":
         return None
     return error
+
+
+def client_left(error: BaseException) -> bool:
+    """Whether this is what Starlette raises for a client that left in the middle of its upload, or of a stream."""
+    return type(error).__name__ == "ClientDisconnect"
 
 
 @guard.safe("reading a traceback", fallback=False)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from otel_perf import sources
-from otel_perf.integrations import providers
+from otel_perf.integrations import providers, stability
 from otel_perf.integrations.registry import Undo
 
 __all__ = ["require", "wrap"]
@@ -43,7 +42,7 @@ def wrap(stack: Any) -> tuple[Any, Undo]:
     """A middleware stack with the upstream middleware around it, and how to undo what else that changed."""
     instrumentor = require()
     shell = cast("Any", _Shell(stack))
-    with sources.opted_in("http"):
+    with stability.opted_in("http"):
         instrumentor.instrument_app(
             shell, tracer_provider=providers.TRACERS, meter_provider=providers.METERS, exclude_spans=["receive", "send"]
         )

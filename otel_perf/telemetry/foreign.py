@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, Status
 
-from otel_perf import redaction
+from otel_perf import paths, redaction
 from otel_perf.conventions import EXCEPTION_STACKTRACE, SCOPE, SERVER_ADDRESS, URL_PATH
 from otel_perf.redaction import MAX_LENGTH, TABLE, hidden, text, url
 
@@ -28,6 +28,8 @@ _SECRET = re.compile(
     r"(?:^|[._-])(?:authorization|cookie|password|passwd|secret|token|api[_-]?key)$"
     r"|^db\.\w+\.(?:args|parameters?)\b"
 )
+_LONGEST_NAME = 256
+_LONGEST_PART = 20  # of a path, before it is looked at
 _SECRET_HEADER = re.compile(r"auth(?!ority)|token|cookie|secret|passw|key|session|credential|signature|csrf|xsrf")
 
 
@@ -44,8 +46,8 @@ def value(key: str, given: Any) -> Any:
 
 
 def name(given: str) -> str:
-    """The name of a span or an event as it may leave."""
-    return _without_secrets(given) if isinstance(given, str) else given  # pyright: ignore[reportUnnecessaryIsInstance]  # whatever they named it
+    """The name of a span or an event as it may leave: some put each command of a pipeline there."""
+    return text(_without_secrets(given), _LONGEST_NAME) if isinstance(given, str) else given  # pyright: ignore[reportUnnecessaryIsInstance]  # whatever they named it
 
 
 def _without_secrets(given: str) -> str:
@@ -67,7 +69,7 @@ def _host(given: str) -> str:
 
 
 def _path(given: str) -> str:
-    return given.split("?", 1)[0]
+    return paths.without_tokens(given.split("?", 1)[0], _LONGEST_PART)
 
 
 # Beyond what is done for ours, which we write ourselves.

@@ -132,8 +132,21 @@ def _plain(value: Any, depth: int = 0) -> Any:
     return redaction.as_text(value)[:_LONGEST]
 
 
+class _Formatted:
+    """A message as a value, so that it is read like any other whose `__str__` may fail."""
+
+    __slots__ = ("_record",)
+
+    def __init__(self, record: logging.LogRecord) -> None:
+        self._record = record
+
+    def __str__(self) -> str:
+        return self._record.getMessage()
+
+
+_FAILED = f"<{_Formatted.__qualname__}>"
+
+
 def _message(record: logging.LogRecord) -> str:
-    try:
-        return record.getMessage()
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError):  # its arguments do not fit
-        return redaction.as_text(record.msg)
+    said = redaction.as_text(_Formatted(record))
+    return redaction.as_text(record.msg) if said == _FAILED else said  # its arguments do not fit, or one fails

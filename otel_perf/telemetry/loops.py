@@ -21,7 +21,7 @@ from otel_perf import guard
 from otel_perf.telemetry import runtime
 from otel_perf.telemetry.runtime import Runtime
 
-__all__ = ["observe", "stop", "wanted", "watch", "watch_running"]
+__all__ = ["keep", "observe", "resume", "stop", "wanted", "watch_running"]
 
 _EVERY_S = 0.25
 
@@ -30,6 +30,8 @@ wanted = True
 
 # The loop alone keeps its watch alive, by its timer.
 _watches: MutableMapping[AbstractEventLoop, weakref.ref[_Watch]] = weakref.WeakKeyDictionary()
+# Those that somebody asked for, and how often: they are watched under each configuration.
+_asked: MutableMapping[AbstractEventLoop, int] = weakref.WeakKeyDictionary()
 
 
 class _Watch:
@@ -93,18 +95,45 @@ def _limiter() -> Any:
     return current_default_thread_limiter()
 
 
-def watch(loop: AbstractEventLoop) -> Callable[[], None]:
-    """Watches a loop from now on, wherever it runs; the answer ends that, unless it was watched before."""
-    known = _watches.get(loop)
-    if runtime.current is None or loop.is_closed() or (known is not None and known() is not None):
-        return _nothing
+def keep(loop: AbstractEventLoop) -> Callable[[], None]:
+    """Watches a loop, running or not, under this configuration and each that follows, until the answer is called."""
+    _asked[loop] = _asked.get(loop, 0) + 1
+    _watch(loop)
+
+    def release() -> None:
+        global wanted
+        left = _asked.pop(loop, 1) - 1
+        if left > 0:
+            _asked[loop] = left
+        else:
+            _forget(loop)
+            wanted = True  # an app that runs on it has not asked for it, and finds it again
+
+    return release
+
+
+def resume() -> None:
+    """Watches the loops that were asked for, and the one of this thread; for a new configuration."""
+    for loop in list(_asked):
+        _watch(loop)
+    watch_running()
+
+
+def _watch(loop: AbstractEventLoop) -> None:
+    known, in_force = _watches.get(loop), runtime.current
+    if in_force is None or not in_force.settings.runtime_metrics or loop.is_closed():
+        return
+    if known is not None and known() is not None:
+        return
     made = _Watch(loop)
     if loop is _running():
         made.begin()
     else:
-        loop.call_soon_threadsafe(made.begin, context=made._context)  # pyright: ignore[reportPrivateUsage]  # of this module
+        try:
+            loop.call_soon_threadsafe(made.begin, context=made._context)  # pyright: ignore[reportPrivateUsage]  # of this module
+        except RuntimeError:  # it was closed meanwhile
+            return
     _watches[loop] = weakref.ref(made)
-    return lambda: _forget(loop)
 
 
 def _forget(loop: AbstractEventLoop) -> None:
@@ -114,25 +143,21 @@ def _forget(loop: AbstractEventLoop) -> None:
         found.end()
 
 
-def _nothing() -> None:
-    """It is not ours to end."""
-
-
 def watch_running() -> None:
     """Watches the loop of this thread, if one is running and the settings want it."""
     global wanted
     wanted = False
-    loop, in_force = _running(), runtime.current
-    if loop is None or in_force is None or not in_force.settings.runtime_metrics:
+    loop = _running()
+    if loop is None:
         return
     try:
-        watch(loop)
+        _watch(loop)
     except Exception:
         guard.note("watching an event loop")
 
 
 def stop() -> None:
-    """Ends all watches; loops that run on are found again by their next request."""
+    """Ends all watches; loops that run on are found again by their next request, or by `resume`."""
     global wanted
     wanted = True
     for loop in list(_watches):
@@ -144,6 +169,7 @@ def _after_fork_in_child() -> None:
     global wanted
     wanted = True
     _watches.clear()
+    _asked.clear()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

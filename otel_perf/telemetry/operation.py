@@ -51,9 +51,9 @@ class Operation:
     """Work in progress. Labels may be filled in until it stops; afterwards `seconds` says how long it took."""
 
     __slots__ = (
-        "_context_token", "_token", "context", "error_type", "hit", "items", "kind", "labels", "last_error",
-        "name", "parent", "queries", "recorded", "repeats", "rows", "runtime", "seconds", "span", "started_ns",
-        "stopped", "template", "told", "unit", "waits",
+        "_context_token", "_token", "context", "error_type", "failed_ns", "hit", "items", "kind", "labels",
+        "last_error", "name", "parent", "queries", "recorded", "repeats", "rows", "runtime", "seconds", "span",
+        "started_ns", "stopped", "template", "told", "unit", "waits",
     )  # fmt: skip
 
     def __init__(self, kind: Kind, name: str, labels: list[Any]) -> None:
@@ -86,6 +86,8 @@ class Operation:
         self.error_type: str | None = None
         #: The `error.type` of the last call within, None after a good one: it counts unless something else failed.
         self.last_error: str | None = None
+        #: When that call ended, where `last_error` is not None.
+        self.failed_ns: int
         #: Waiting is its job, as with a blocking pop: it is never counted as slow.
         self.waits = False
         #: What it is measured by; None before `configure()`, and where its metric is recorded by somebody else.

@@ -31,10 +31,14 @@ _PLAIN: Mapping[str, str] = {}
 
 # What the collector of the parent did until the fork: `gc.get_stats` of a child goes on from there.
 _inherited: list[dict[str, int]] = []
+# When this process was forked; the system tells that in whole seconds at best.
+_forked_at_s: float | None = None
 
 
 def _after_fork_in_child() -> None:
+    global _forked_at_s
     _inherited[:] = gc.get_stats()
+    _forked_at_s = time.monotonic()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -101,7 +105,7 @@ class Process:
                 utilization[mode] = max(0.0, used_s / (now - last.at_s) / cores)
         return Look(
             process.pid, now, cpu.user, cpu.system, memory.rss, memory.vms, threads, descriptors,
-            max(0.0, time.time() - created_s), limit_bytes, utilization,
+            max(0.0, time.time() - created_s if _forked_at_s is None else now - _forked_at_s), limit_bytes, utilization,
         )  # fmt: skip
 
 

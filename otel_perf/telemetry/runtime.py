@@ -63,7 +63,8 @@ class Runtime:
         self.exposition = Exposition(self.exchange.metrics)
         # Read once here: the settings are never used on a hot path.
         self.exemplars = settings.exemplars
-        self.slow_query_s = settings.slow_query_s
+        # A critical query is a slow one, whichever setting is the lower.
+        self.slow_query_s = min(settings.slow_query_s, settings.critical_query_s)
         self.critical_query_s = settings.critical_query_s
         self.repeated_query_count = settings.repeated_query_count
         self.slow_queries = slow_queries or SlowQueries()

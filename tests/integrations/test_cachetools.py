@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
+import threading
 from typing import Any
 
 import cachetools
@@ -53,7 +55,9 @@ def test_lookups(telemetry: Telemetry, make: Any) -> None:
         assert cache.get("gone", 7) == 7
         with pytest.raises(KeyError):
             cache["gone"]
+        assert cache.get(kept[2], 0) == kept[2]
         assert cache.setdefault(kept[2], 0) == kept[2]
+        assert cache.get("new") is None
         assert cache.setdefault("new", 0) == 0
         assert "new" in cache
         assert cache.pop("new") == 0
@@ -133,6 +137,47 @@ def test_decorated_functions(telemetry: Telemetry) -> None:
         assert _requests(telemetry, f"{__name__}.test_decorated_functions.<locals>.load") == (1, 2)
         systems = {point.attributes["cache.system"] for point in telemetry.points("cache.requests")}
         assert systems == {"cachetools"}
+
+
+_WAYS: list[tuple[str, dict[str, Any]]] = [
+    (what, {**way, **info})
+    for what in ("cached", "cachedmethod")
+    for way in ({}, {"lock": threading.Lock}, {"condition": threading.Condition}, {"lock": threading.RLock})
+    for info in ({}, {"info": True})
+]
+
+
+@pytest.mark.parametrize(("what", "way"), _WAYS)
+def test_decorators_in_every_way(telemetry: Telemetry, what: str, way: dict[str, Any]) -> None:
+    """A call is one look-up, with or without a lock or a condition, with counts of its own or not; nested ones too."""
+    decorator = getattr(cachetools, what)
+    if not set(way) <= set(inspect.signature(decorator).parameters):
+        pytest.skip("this cachetools does not have it")
+    cache: Any = cachetools.TTLCache(100, 60)
+    method = what == "cachedmethod"
+    options = {key: make() if callable(make) else make for key, make in way.items()}
+    if method:
+        options = {key: value if value is True else (lambda _, v=value: v) for key, value in options.items()}
+
+    def add(*given: int) -> int:
+        number = given[-1]
+        return number if number < 1 else number + load(number - 1)
+
+    if method:
+
+        class Sums:
+            total = decorator(lambda _self: cache, **options)(lambda _self, number: add(number))
+
+        sums = Sums()
+
+        def load(number: int) -> int:
+            return sums.total(number)
+    else:
+        load = decorator(cache, **options)(add)
+
+    with instrument(cache, strategy="RATES"):
+        assert [load(4) for _ in range(3)] == [10, 10, 10]
+        assert _requests(telemetry) == (2, 5)
 
 
 def test_sizes_of_ones_own(telemetry: Telemetry) -> None:

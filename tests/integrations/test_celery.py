@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from celery.contrib.testing.worker import start_worker
 from celery.exceptions import Ignore, Reject, WorkerLostError
 
 from otel_perf import conventions as c
-from otel_perf import instrument, integrations, measure, runs, triggers
+from otel_perf import instrument, measure, runs, triggers
 from otel_perf.integrations import celery
 from otel_perf.telemetry import operation
 
@@ -23,6 +22,10 @@ QUIET = {
     "worker_hijack_root_logger": False, "worker_redirect_stdouts": False, "broker_connection_retry_on_startup": True,
     "result_expires": 60, "task_default_queue": "celery-test",
 }  # fmt: skip
+
+
+#: What the task `undo` does.
+within: list = []
 
 
 class OddError(Exception):
@@ -54,6 +57,11 @@ def tasks(app) -> None:
         if self.request.retries < 2:
             raise self.retry(countdown=0)
         return self.request.retries
+
+    @app.task(name="undo", shared=False)
+    def undo():
+        within.pop()()
+        app.tasks["bad"].apply()
 
     @app.task(name="quiet", shared=False)
     def quiet(kind):
@@ -228,18 +236,19 @@ def test_a_task_that_ended_with_its_process(telemetry, app, monkeypatch):
     assert list(celery._killed) == ["2"]
 
 
-def test_the_upstream_instrumentor(telemetry, app, monkeypatch):
-    """Where it makes the spans, ours are left out, the metrics are added, and the report says so."""
-    module = types.ModuleType("opentelemetry.instrumentation.celery")
-    module.CeleryInstrumentor = lambda: types.SimpleNamespace(is_instrumented_by_opentelemetry=True)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    with instrument(app):
-        run(app, "add", 2, 3)
-        settled(app)
-        status = next(each for each in integrations.report() if each.library == "celery")
-    assert not telemetry.spans
-    assert count(telemetry, c.JOB_DURATION, "add") >= 1
-    assert status.state == "already measured by someone else"
+def test_undo_within_a_run(telemetry, app):
+    """A run in flight ends as it does, and then nothing of ours listens any more."""
+    before = [list(each.receivers) for each in (signals.task_postrun, signals.task_failure)]
+    handle = instrument(app)
+    within.append(handle.undo)
+    run(app, "undo")
+    with pytest.raises(LookupError):  # the next task comes after the end of the first
+        run(app, "bad")
+    assert [span.name for span in telemetry.spans] == ["undo"]
+    assert count(telemetry, c.JOB_DURATION, "undo") == 1
+    assert count(telemetry, c.JOBS_ACTIVE, "undo") == 0
+    assert celery._open == {}
+    assert [list(each.receivers) for each in (signals.task_postrun, signals.task_failure)] == before
 
 
 def test_worker_processes(redis_server, tmp_path):

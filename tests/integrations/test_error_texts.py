@@ -178,11 +178,21 @@ def test_redis(redis_server):
         ("NOSUCH", SECRET, ADDRESS), ("LPUSH", "error_texts", SECRET), ("INCRBY", "error_texts", SECRET),
         ("EVAL", f"return redis.error_reply('ERR not here: \"{SECRET}\"')", 0), ("EVAL", f"retur '{SECRET}'", 0),
         ("SET", "k", SECRET, SECRET), ("CONFIG", "SET", "nosuch", SECRET), ("CLIENT", "NOSUCH", SECRET),
-        ("AUTH", "someone", SECRET),
+        ("AUTH", "someone", SECRET), ("EVAL", f"return redis.error_reply('{SECRET} here')", 0),
+        ("EVAL", f"error('{SECRET}')", 0), ("EVAL", f"return {SECRET}(1)", 0),
     ):  # fmt: skip
         with pytest.raises(redis.RedisError) as caught:
             client.execute_command(*command)
         assert clean(caught.value)
+    for given in (("NOSUCH",), ("GET",), ("SET", "k", 1, 2)):
+        with pytest.raises(redis.RedisError) as caught:
+            client.execute_command(*given)
+        assert len(clean(caught.value).split()) > 1  # what Redis itself says is kept
+    with client.pipeline() as pipeline:
+        pipeline.eval(f"return redis.error_reply('{SECRET} here')", 0)
+        with pytest.raises(redis.RedisError) as caught:
+            pipeline.execute()
+    assert clean(caught.value) == "ERR"
     with client.pipeline() as pipeline:
         pipeline.lpush("error_texts", SECRET)
         with pytest.raises(redis.RedisError) as caught:

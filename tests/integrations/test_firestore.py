@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import grpc
 import pytest
@@ -14,10 +16,14 @@ from google.api_core import exceptions
 from google.cloud import firestore as library
 from google.cloud.firestore_v1.base_query import FieldFilter, Or
 from google.cloud.firestore_v1.base_vector_query import DistanceMeasure
+from google.cloud.firestore_v1.query_profile import ExplainOptions
 from google.cloud.firestore_v1.types import (
     BatchWriteResponse,
+    Cursor,
+    ExplainMetrics,
     ListCollectionIdsResponse,
     ListDocumentsResponse,
+    PartitionQueryResponse,
     RunQueryResponse,
 )
 from google.cloud.firestore_v1.types.write import WriteResult
@@ -171,6 +177,66 @@ def test_lists_of_documents_and_collections(telemetry, db, before):
         db.collection("trips").list_documents()
     assert counts(telemetry)[("list_documents", "trips", "PERMISSION_DENIED")] == 1
     assert operation.current() is None
+
+
+def test_partitions(telemetry, db, before, firestore_emulator):
+    """How a group of collections is divided is a call of its own, sync and async."""
+    name = f"{db._database_string}/documents/users/a/activities/1"
+    answer = PartitionQueryResponse(partitions=[Cursor(values=[{"reference_value": name}])])
+    before.planned["PartitionQuery"] = [answer, grpc.StatusCode.PERMISSION_DENIED, answer]
+    assert len(list(db.collection_group("activities").get_partitions(3))) == 2
+    with pytest.raises(exceptions.PermissionDenied):
+        list(db.collection_group("activities").get_partitions(3))
+
+    async def main() -> None:
+        async with async_client(before.address, db.project) as later:
+            with instrument(later):
+                assert len([each async for each in later.collection_group("activities").get_partitions(3)]) == 2
+
+    asyncio.run(main())
+    assert counts(telemetry) == {
+        ("partition_query", "activities", None): 2, ("partition_query", "activities", "PERMISSION_DENIED"): 1,
+    }  # fmt: skip
+    assert telemetry.spans[0].attributes[c.DB_ROWS] == 2
+
+
+def test_queries_that_explain_themselves(telemetry, before, firestore_emulator):
+    """What an async query tells of itself is no document, and the operation has ended when it was told."""
+    left: list[Any] = []
+
+    async def main() -> None:
+        async with async_client(before.address, "explained") as db:
+            with instrument(db):
+                name = f"{db._database_string}/documents/trips/one"
+                metrics = ExplainMetrics(execution_stats={"results_returned": 1})
+                before.planned["RunQuery"] = [RunQueryResponse(document={"name": name}, explain_metrics=metrics)]
+                stream = db.collection("trips").order_by("a").stream(explain_options=ExplainOptions(analyze=True))
+                assert len([found async for found in stream]) == 1
+                left.extend(span.attributes[c.DB_ROWS] for span in telemetry.spans)
+                assert await stream.get_explain_metrics()
+
+    asyncio.run(main())
+    assert left == [1]
+    assert counts(telemetry) == {("query", "trips", None): 1}
+
+
+def test_bulk_writers_of_async_clients(telemetry, before, firestore_emulator):
+    """They use a sync copy of their client, which is measured where that is, and not where it is not."""
+
+    async def main() -> None:
+        async with async_client(before.address, "copies") as db, async_client(before.address, "others") as other:
+            with instrument(db):
+                for each in (db, other):
+                    answer = BatchWriteResponse(write_results=[WriteResult()], status=[Status()])
+                    before.planned["BatchWrite"] = [answer]
+                    with mock.patch.dict(os.environ, FIRESTORE_EMULATOR_HOST=before.address):
+                        writer = each.bulk_writer()
+                    writer.set(each.document("trips/one"), {})
+                    writer.close()
+                    each._sync_copy._firestore_api.transport.grpc_channel.close()
+
+    asyncio.run(main())
+    assert counts(telemetry) == {("batch_write", "trips", None): 1}
 
 
 def test_bulk_writers(telemetry, db, before):

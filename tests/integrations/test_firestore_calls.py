@@ -100,6 +100,38 @@ def test_other_failures(telemetry, db, before):
     assert outcomes(telemetry) == {("rollback", "LookupError"): 1, ("rollback", "PERMISSION_DENIED"): 1}
 
 
+def test_an_error_of_ones_own(telemetry, db):
+    """A `ValueError` that the function raises is that, also where it handles an error of the library."""
+
+    @library.transactional
+    def refuse(transaction):
+        try:
+            db.document("trips/missing").update({"points": 1})
+        except exceptions.NotFound:
+            raise ValueError("the amount is wrong")  # noqa: B904  # as careless code does
+
+    with pytest.raises(ValueError, match="amount"):
+        refuse(db.transaction())
+    assert outcomes(telemetry) == {("rollback", "ValueError"): 1}
+
+
+def test_whose_attempt_it_is(telemetry, before, db):
+    """A transaction of a client that is not measured, within one that is, is no attempt of that one."""
+
+    @library.transactional
+    def inner(transaction):
+        return transaction.id
+
+    @library.transactional
+    def outer(transaction, other):
+        return inner(other.transaction())
+
+    with client(before.address, "not-measured") as other:
+        assert outer(db.transaction(), other)
+    assert outcomes(telemetry) == {("commit", None): 1}
+    assert retries(telemetry) == 0
+
+
 def test_async_transactions(telemetry, before):
     """The same of the async client; cancelled it is rolled back and leaves nothing current."""
     before.planned.clear()

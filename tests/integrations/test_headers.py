@@ -221,6 +221,23 @@ def asgi_id(value: bytes) -> bool:
     )
 
 
+@pytest.mark.parametrize(
+    ("agent", "shown"),
+    [
+        ("app/1 token=abc123", "app/1 token=REDACTED"),
+        ("app/1 (user=ann; password: hunter2)", "app/1 (user=REDACTED; password: REDACTED)"),
+        ("app Authorization: Bearer abc.def", "app Authorization: Bearer REDACTED"),
+        ("bot (+http://u:p@example.com/bot?t=1)", "bot (+http://example.com/bot?t=REDACTED)"),
+        ("bot (mailto:ann@example.com)", "bot (mailto:REDACTED)"),
+        ("Mozilla/5.0 (X11; Linux; rv:109.0) Gecko/20100101", "Mozilla/5.0 (X11; Linux; rv:109.0) Gecko/20100101"),
+    ],
+)
+def test_a_user_agent_tells_no_secrets(telemetry, agent, shown):
+    """Pairs, addresses and what comes after the name of a secret are masked; versions of browsers stay."""
+    ask(instrument(answering()), "/", headers={"user-agent": agent})
+    assert telemetry.span("GET").attributes["user_agent.original"] == shown
+
+
 def test_headers_that_only_a_socket_can_send(telemetry):
     """Through a real server, bytes beyond ASCII in headers and query get an answer like any other."""
     with served(instrument(answering()), lifespan="off") as address:

@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 from psycopg import sql
 
@@ -196,8 +197,9 @@ def test_beside_upstream(
     module = SimpleNamespace(PsycopgInstrumentor=lambda: SimpleNamespace(is_instrumented_by_opentelemetry=True))
     monkeypatch.setitem(sys.modules, "opentelemetry.instrumentation.psycopg", module)
     monkeypatch.setattr(statement, "records_durations", lambda: durations)
-    with instrument("psycopg"):
+    tracer = trace.get_tracer("opentelemetry.instrumentation.psycopg")
+    with instrument("psycopg"), tracer.start_as_current_span("theirs"):
         connection.execute("SELECT 1")
-    assert not telemetry.spans
+    assert [span.name for span in telemetry.spans] == ["theirs"]
     assert _count(telemetry) == (0 if durations else 1)
     assert "psycopg" in (ours.elsewhere() or "")

@@ -46,7 +46,7 @@ def test_a_loop_of_queries_in_a_request(telemetry, postgresql_server, redis_serv
     assert {system: point.value for system, point in points.items()} == {"postgresql": 6, "redis": 5}
     assert {point.attributes[c.HTTP_ROUTE] for point in points.values()} == {"/orders/{id}"}
     events = [event for event in telemetry.span("GET /orders/{id}").events if event.name == EVENT]
-    assert [event.attributes[c.DB_QUERY_SUMMARY] for event in events] == ["SELECT generate_series", "GET"]
+    assert [event.attributes[c.DB_QUERY_SUMMARY] for event in events] == ["SELECT", "GET"]
 
 
 def slow_app(ask_database):

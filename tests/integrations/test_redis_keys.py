@@ -8,6 +8,7 @@ import pytest
 import redis
 
 from otel_perf import instrument, measure
+from otel_perf.integrations import redis_keys
 from tests.conftest import Telemetry
 from tests.integrations.redis_work import DURATION, both, cache_counts, counted
 
@@ -164,3 +165,40 @@ def test_failed_reads_are_counted_each(telemetry: Telemetry, redis_client: redis
     assert counted(telemetry, error__type=error) == 5
     (point,) = telemetry.points("cache.operation.duration", error__type=error)
     assert (point.count, point.attributes["cache.result"]) == (5, "none")
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+def test_failed_reads_of_a_pipeline_that_does_not_raise(
+    telemetry: Telemetry, redis_server: Any, transaction: bool
+) -> None:
+    """They are neither hits nor misses, whichever command it is, and the other keys keep their outcomes."""
+
+    def work(client: Any) -> list[Any]:
+        made = client.pipeline(transaction=transaction)
+        made.rpush("user:1", "x").set("page:1", "x")
+        made.get("user:1").hget("user:1", "f").hgetall("user:1").get("user:2").get("page:1").exists("user:1")
+        return [made.execute(raise_on_error=False)]
+
+    both(redis_server.url, work)
+    name = "multi" if transaction else "pipeline"
+    assert cache_counts(telemetry) == {
+        (name, "USER", "miss"): 2,
+        (name, "USER", "hit"): 2,
+        (name, "PAGE", "hit"): 2,
+    }
+
+
+def test_a_pipeline_of_failed_reads_only(telemetry: Telemetry, redis_client: redis.Redis) -> None:
+    """Nothing was found and nothing was missed."""
+    redis_client.rpush("user:1", "x")
+    with instrument(redis_client), redis_client.pipeline(transaction=False) as pipe:
+        pipe.get("user:1").get("user:1").execute(raise_on_error=False)
+        pipe.get("user:1").execute(raise_on_error=False)
+    assert cache_counts(telemetry) == {("pipeline", "USER", "none"): 2}
+
+
+def test_failed_reads_in_any_answer() -> None:
+    """Every command that reads may be answered by an exception."""
+    failed = redis.ResponseError("x")
+    keys = [redis_keys.Key(0, name, 0, "USER") for name in sorted(redis_keys._READS)]
+    assert redis_keys.found(keys, [failed]) == [None] * len(keys)

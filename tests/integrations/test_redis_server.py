@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -20,6 +21,7 @@ import otel_perf
 from collector import servers
 from collector.process import free_port
 from otel_perf import instrument
+from otel_perf.integrations import redis_calls
 from otel_perf.integrations import redis_server as looking
 from tests.conftest import Telemetry
 from tests.servers import find_or_skip
@@ -220,6 +222,40 @@ def test_no_permission(telemetry: Telemetry, redis_server: Any, caplog: pytest.L
     assert "grant INFO to its user" in record.getMessage()
     assert "secret" not in record.getMessage()
     assert sum(int(entry["count"]) for entry in denied) == 1
+
+
+@pytest.mark.parametrize("names", [("blind", "default"), ("default", "blind"), ("blind", "blinder", "default")])
+def test_one_user_without_permission(
+    telemetry: Telemetry, redis_server: Any, caplog: pytest.LogCaptureFixture, names: tuple[str, ...]
+) -> None:
+    """Of several users of one server whoever may ask is asked, in whichever order they come; nobody is warned."""
+    gc.collect()
+    with redis.Redis(port=redis_server.port) as admin:
+        for name in ("blind", "blinder"):
+            admin.execute_command(f"ACL SETUSER {name} on >secret ~* +ping +get +client")
+        clients = [
+            redis.Redis(
+                host="127.0.0.1",
+                port=redis_server.port,
+                **({} if name == "default" else {"username": name, "password": "secret"}),
+            )
+            for name in names
+        ]
+        try:
+            telemetry.restart(redis_info_interval_s=0.03)
+            with caplog.at_level(logging.WARNING, "otel_perf"), contextlib.ExitStack() as handles:
+                for client in clients:
+                    client.ping()
+                    handles.enter_context(client)
+                for client in clients:
+                    redis_calls.server_of(client.connection_pool)
+                handles.enter_context(instrument("redis"))
+                assert len(_seen(telemetry)) == 1
+        finally:
+            for name in ("blind", "blinder"):
+                admin.execute_command("ACL DELUSER", name)
+            admin.execute_command("ACL LOG RESET")
+    assert caplog.records == []
 
 
 def test_a_server_that_went_away(telemetry: Telemetry) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import aiosqlite
 import pytest
+from opentelemetry import trace
 
 from otel_perf import guard, instrument, measure
 from otel_perf.integrations import sqlite3 as ours
@@ -250,7 +251,44 @@ def test_beside_upstream(
     module = SimpleNamespace(SQLite3Instrumentor=lambda: SimpleNamespace(is_instrumented_by_opentelemetry=True))
     monkeypatch.setitem(sys.modules, "opentelemetry.instrumentation.sqlite3", module)
     monkeypatch.setattr(statement, "records_durations", lambda: durations)
-    connection.execute("SELECT 1")
-    assert not telemetry.spans
+    tracer = trace.get_tracer("opentelemetry.instrumentation.sqlite3")
+    with tracer.start_as_current_span("theirs"):
+        connection.execute("SELECT 1")
+    assert [span.name for span in telemetry.spans] == ["theirs"]
     assert _count(telemetry) == (0 if durations else 1)
     assert "sqlite3" in (ours.elsewhere() or "")
+
+
+def test_each_failure_counts_once_before_a_statement_begins(
+    connection: sqlite3.Connection, telemetry: Telemetry, tmp_path: Path
+) -> None:
+    """A database that cannot be opened, plain or by aiosqlite, and a closed connection, fail once for each call."""
+
+    async def opened() -> None:
+        with instrument("aiosqlite"):
+            await aiosqlite.connect(tmp_path / "no" / "app.db")
+
+    connection.close()
+    for _ in range(3):
+        with pytest.raises(sqlite3.OperationalError):
+            sqlite3.connect(tmp_path / "no" / "app.db")
+        with pytest.raises(sqlite3.OperationalError):
+            asyncio.run(opened())
+        with pytest.raises(sqlite3.ProgrammingError):
+            connection.execute("SELECT 1")
+    points = telemetry.points("db.client.operation.duration")
+    assert sorted((p.attributes["db.operation.name"], p.attributes.get("error.type"), p.count) for p in points) == [
+        ("CONNECT", "sqlite3.OperationalError", 6), ("SELECT", "sqlite3.ProgrammingError", 3),
+    ]  # fmt: skip
+    assert guard.errors == 0
+
+
+def test_a_factory_may_take_its_database_by_name_only(connection: sqlite3.Connection) -> None:
+    """A class of connections whose constructor takes keywords only works as it does unmeasured."""
+
+    class ByName(sqlite3.Connection):
+        def __init__(self, *, database: str, **options: Any) -> None:
+            super().__init__(database, **options)
+
+    with closing(sqlite3.connect(database=":memory:", factory=ByName)) as made:
+        assert made.execute("SELECT 1").fetchone() == (1,)

@@ -47,6 +47,13 @@ def test_what_is_measured_and_what_is_not(telemetry: Telemetry) -> None:
     assert (status("httpx").state, status("sqlalchemy").state) == ("not measured", "not measured")
 
 
+def test_the_version_is_that_of_what_is_named(only) -> None:
+    """FastAPI stands on Starlette: its own version is shown, and Starlette's by name where that is all there is."""
+    assert status("fastapi").version == importlib.metadata.version("fastapi")
+    only(Integration("fastapi", "starlette", "0.40", whole=True, known_as="not-here"))
+    assert status("fastapi").version == f"starlette {importlib.metadata.version('starlette')}"
+
+
 def test_a_library_that_is_missing(only, caplog: pytest.LogCaptureFixture) -> None:
     """It is never an exception: a warning where it was asked for by name, and a line of the report in any case."""
     only(Integration("nowhere", "no_such_library", "1.0", whole=True))

@@ -177,3 +177,27 @@ def test_events_that_end_in_logging_leave_once(telemetry, last_one):
     logging.getLogger("shop").setLevel(logging.NOTSET)
     assert (record.name, record.scope, record.attributes["user"]) == ("bought", "shop", "u-1")
     assert record.data.trace_id
+
+
+def test_somebody_wrapped_configure(telemetry, output):
+    """Where another wrapped `structlog.configure` ours stays below: it passes on after undo, and works again."""
+    original, handle = structlog.configure, instrument("structlog")
+    ours = structlog.configure
+
+    def theirs(*args: Any, **settings: Any) -> None:
+        ours(*args, **settings)
+
+    structlog.configure = theirs
+    try:
+        handle.undo()
+        structlog.configure(processors=[structlog.processors.JSONRenderer()])
+        assert add_ids not in structlog.get_config()["processors"]
+        with instrument("structlog"):
+            structlog.configure(processors=[structlog.processors.JSONRenderer()])
+            assert structlog.get_config()["processors"].count(add_ids) == 1
+        assert add_ids not in structlog.get_config()["processors"]
+        assert structlog.configure is theirs
+    finally:
+        structlog.configure = ours
+        instrument("structlog").undo()
+    assert structlog.configure is original

@@ -145,6 +145,51 @@ def test_measure_job_within(telemetry, broker):
     assert [span.name for span in telemetry.spans] == ["nightly"]
 
 
+def test_one_id_twice_at_once(telemetry, broker):
+    """Each of two runs of one id ends as itself, whichever began first."""
+    go = []
+
+    @broker.task(task_name="twice")
+    async def twice(bad):
+        while len(go) < 2 or (not bad and len(go) < 3):  # noqa: ASYNC110 -- an event of the loop that runs later
+            await asyncio.sleep(0)
+        go.append(1)
+        if bad:
+            raise LookupError
+
+    async def main():
+        for bad in (True, False):
+            await twice.kicker().with_task_id("same").kiq(bad)
+            go.append(1)
+
+    with instrument(broker):
+        drive(main, broker)
+    assert count(telemetry, c.JOB_DURATION, "twice") == 2
+    spans = [span for span in telemetry.spans if span.name == "twice"]
+    assert [span.attributes.get(c.ERROR_TYPE) for span in spans] == ["LookupError", None]
+    assert spans[0].start_time <= spans[1].start_time
+
+
+def test_undo_within_a_run(telemetry, broker):
+    """A run in flight ends as it does, no other begins, and then the middleware is gone."""
+    handle = instrument(broker)
+
+    @broker.task(task_name="undo")
+    async def undo():
+        handle.undo()
+        await next_one.kiq()
+        await asyncio.sleep(0)
+
+    @broker.task(task_name="next")
+    async def next_one():
+        pass
+
+    drive(lambda: result_of(undo), broker)
+    assert [(span.name, span.attributes.get(c.ERROR_TYPE)) for span in telemetry.spans] == [("undo", None)]
+    assert count(telemetry, c.JOBS_ACTIVE, "undo") == 0
+    assert broker.middlewares == []
+
+
 class Stubborn(TaskiqMiddleware):
     """Somebody's middleware that is wrong."""
 

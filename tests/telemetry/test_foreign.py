@@ -152,6 +152,17 @@ def test_a_text_is_read_once(piece):
     assert len(foreign.name(f"://{piece * 20_000}")) <= MAX_LENGTH
 
 
+def test_a_name_is_bounded():
+    """Some name a span after each command of a pipeline."""
+    assert foreign.name(" ".join(["SET"] * 1000)) == ("SET " * 64)
+
+
+def test_a_path_is_without_keys():
+    """What other libraries say of a path is masked as ours is."""
+    assert foreign.value("url.path", "/reset/eyJhbGciOiJIUzI1NiJ9abcDEF?x=1") == "/reset/{token}"
+    assert foreign.value("url.path", "/users/42/files") == "/users/42/files"
+
+
 def test_only_our_scope_is_ours():
     """A scope that only begins like ours is not."""
     assert foreign.is_own(InstrumentationScope(SCOPE))

@@ -116,3 +116,14 @@ def test_many_fields():
     made = log_item.of_record(record(**{f"f{number}": number for number in range(200)}))
     assert made.dropped == 72
     assert len(made.attributes) == 131
+
+
+def test_an_argument_that_fails():
+    """A message whose argument, or which itself, raises when it becomes a text is sent all the same."""
+
+    class Bad:
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    assert log_item.of_record(record("bad %s", Bad())).body == "bad %s"
+    assert log_item.of_record(record(Bad())).body.endswith("Bad>")

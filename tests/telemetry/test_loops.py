@@ -49,7 +49,7 @@ def test_undo_cancels_the_timer(telemetry):
     async def main() -> None:
         loop = asyncio.get_running_loop()
         for end in (instrument(loop).undo, otel_perf.shutdown):
-            loops.watch(loop)
+            loops._watch(loop)
             (watch,) = [known() for known in loops._watches.values()]
             end()
             assert not loops._watches
@@ -149,7 +149,7 @@ def test_the_pools(telemetry):
 
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(2))
-        loops.watch(loop)
+        loops._watch(loop)
         work = [asyncio.create_task(asyncio.to_thread(go.wait)) for _ in range(3)]
         anyio.to_thread.current_default_thread_limiter().total_tokens = 1
         work += [asyncio.create_task(anyio.to_thread.run_sync(go.wait)) for _ in range(3)]

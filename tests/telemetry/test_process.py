@@ -187,3 +187,10 @@ def test_over_workers():
         "process.cpu.time": 3.0, "process.cpu.utilization": 0.1, "process.memory.usage": 100, "process.uptime": 50.0,
         "process.memory.limit": 1000,
     }  # fmt: skip
+
+
+def test_the_uptime_of_a_child(monkeypatch):
+    """It is counted from the fork, not from what the system knows in whole seconds."""
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: 1.0)
+    assert Process().look().uptime_s > 1e6
+    assert in_a_child(lambda: Process().look().uptime_s) < 1e5

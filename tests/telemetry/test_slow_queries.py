@@ -272,3 +272,11 @@ def test_a_text_that_is_none(telemetry):
         slow(text=text) if text is not None else slow()
     assert telemetry.runtime.slow_queries.recent()[0].statement == "SELECT ?"
     assert len(telemetry.spans) == 4
+
+
+def test_critical_below_slow(telemetry):
+    """A query from `critical_query_s` on is critical, also where `slow_query_s` is higher."""
+    telemetry.restart(slow_query_s=0.3, critical_query_s=0.1)
+    slow(0.09)
+    slow(0.2)
+    assert [each.threshold for each in telemetry.runtime.slow_queries.recent()] == ["critical"]
