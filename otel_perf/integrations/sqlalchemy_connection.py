@@ -63,6 +63,8 @@ def begin(conn: Connection, state: State, text: str, rows: int) -> Operation | N
     # Private names of SQLAlchemy's: what is public for it costs calls.
     if "skip_user_error_events" in conn._execution_options:  # pyright: ignore[reportPrivateUsage]
         return None
+    if not conn.__dict__.get("_allow_autobegin", True):  # by which it looks at a server when it first connects
+        return None
     known = prepared.known
     if rows > 1:
         known = Known({**known, c.DB_BATCH_SIZE: rows})

@@ -164,3 +164,12 @@ def test_a_cancelled_session(telemetry: Telemetry, postgresql_server: Any) -> No
     assert {error for outcome, error in _ended(telemetry) if outcome == "rollback"} <= {
         "asyncio.exceptions.CancelledError"
     }
+
+
+def test_what_sqlalchemy_asks_for_itself_is_none_of_ours(telemetry, postgresql_server):
+    """When an engine first connects SQLAlchemy looks at the server: of the application's there is one query."""
+    engine = sa.create_engine(postgresql_server.sync_url)
+    with instrument(engine), engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT 42").scalar() == 42
+    engine.dispose()
+    assert [span.name for span in telemetry.spans] == ["SELECT"]
