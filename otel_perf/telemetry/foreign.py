@@ -19,7 +19,7 @@ from otel_perf import paths, redaction
 from otel_perf.conventions import EXCEPTION_STACKTRACE, SCOPE, SERVER_ADDRESS, URL_PATH
 from otel_perf.redaction import MAX_LENGTH, TABLE, hidden, text, url
 
-__all__ = ["Copied", "description", "is_own", "name", "readable", "value"]
+__all__ = ["Copied", "description", "is_own", "name", "readable", "value", "without_secrets"]
 
 # An address in a text: of any scheme, its password with blanks even, or of this server and with a query. What it begins
 # with begins no word before it, so a text is read once.
@@ -47,10 +47,10 @@ def value(key: str, given: Any) -> Any:
 
 def name(given: str) -> str:
     """The name of a span or an event as it may leave: some put each command of a pipeline there."""
-    return text(_without_secrets(given), _LONGEST_NAME) if isinstance(given, str) else given  # pyright: ignore[reportUnnecessaryIsInstance]  # whatever they named it
+    return text(without_secrets(given), _LONGEST_NAME) if isinstance(given, str) else given  # pyright: ignore[reportUnnecessaryIsInstance]  # whatever they named it
 
 
-def _without_secrets(given: str) -> str:
+def without_secrets(given: str) -> str:
     """A text whose addresses have neither user information nor query values."""
     if "://" in given or ("?" in given and "/" in given):
         # Twice the limit, so that no address that is left over was cut before its @.
@@ -65,7 +65,7 @@ def _address(found: re.Match[str]) -> str:
 
 
 def _host(given: str) -> str:
-    return _without_secrets(given).rpartition("@")[2]
+    return without_secrets(given).rpartition("@")[2]
 
 
 def _path(given: str) -> str:
@@ -88,7 +88,7 @@ def _redactor(key: str) -> Callable[[str], str]:
     known = TABLE.get(plain) or _MORE.get(plain)
     if known is not None:
         return known
-    return hidden if _SECRET.search(plain) or (is_header and _SECRET_HEADER.search(header)) else _without_secrets
+    return hidden if _SECRET.search(plain) or (is_header and _SECRET_HEADER.search(header)) else without_secrets
 
 
 def _clean(redactor: Callable[[str], str], given: Any) -> Any:
@@ -98,11 +98,11 @@ def _clean(redactor: Callable[[str], str], given: Any) -> Any:
         return [_clean(redactor, each) for each in cast("Sequence[Any]", given)]
     if isinstance(given, Mapping):
         pairs = cast("Mapping[object, Any]", given).items()
-        by_key = redactor is _without_secrets
+        by_key = redactor is without_secrets
         return {key: _clean(_redactor(str(key)) if by_key else redactor, each) for key, each in pairs}
     if redactor is hidden and given is not None:
         return redaction.MASK  # a number is as much a secret
-    if isinstance(given, (bytes, bytearray)) and (redactor is not _without_secrets or b"://" in given):
+    if isinstance(given, (bytes, bytearray)) and (redactor is not without_secrets or b"://" in given):
         return text(redactor(given.decode("utf-8", "replace"))).encode()
     return given
 

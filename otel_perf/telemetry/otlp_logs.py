@@ -61,7 +61,7 @@ def body(value: str) -> str:
 
     Other than in the text of an error, numbers and quoted words stay: somebody wrote them to be read.
     """
-    value = foreign.name(value[: MAX_BODY * 2]) if len(value) <= redaction.MAX_LENGTH else _long(value)
+    value = foreign.without_secrets(value[: MAX_BODY * 2]) if len(value) <= redaction.MAX_LENGTH else _long(value)
     if _SPEAKS_OF_SECRETS.search(value):
         value = _SECRET.sub(_masked, value)
     return redaction.text(value, MAX_BODY)
@@ -76,7 +76,7 @@ def _long(value: str) -> str:
         if cut > redaction.MAX_LENGTH:
             blank = max(value.rfind(" ", 1, redaction.MAX_LENGTH), value.rfind("\n", 1, redaction.MAX_LENGTH))
             cut = blank if blank > 0 else redaction.MAX_LENGTH
-        pieces.append(foreign.name(value[:cut]))
+        pieces.append(foreign.without_secrets(value[:cut]))
         value = value[cut:]
     return "".join(pieces)
 

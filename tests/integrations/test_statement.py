@@ -158,7 +158,9 @@ def _error(**values: Any) -> BaseException:
 def test_who_else_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """An upstream instrumentor counts when it is active; that it records durations is an opt-in of its own."""
     assert statement.upstream("asyncpg", "AsyncPGInstrumentor") is None
+    monkeypatch.delitem(sys.modules, "opentelemetry.instrumentation._semconv", raising=False)
     assert not statement.records_durations()
+    monkeypatch.undo()
     instrumentor = SimpleNamespace(is_instrumented_by_opentelemetry=False)
     module = SimpleNamespace(AsyncPGInstrumentor=lambda: instrumentor)
     monkeypatch.setitem(sys.modules, "opentelemetry.instrumentation.asyncpg", module)
