@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import subprocess
@@ -62,11 +63,12 @@ class Running:
             self.ended = line is None
             self._written.notify_all()
 
-    def wait_for(self, pattern: str, timeout_s: float = 30) -> str:
-        """The first group of the first line in which the pattern is found."""
+    def wait_for(self, pattern: str, timeout_s: float = 30, *, times: int = 1) -> str:
+        """The first group of the line in which the pattern is found; of several `times`, of the last."""
 
         def found() -> re.Match[str] | None:
-            return next(filter(None, (re.search(pattern, line) for line in self.lines)), None)
+            matches = filter(None, (re.search(pattern, line) for line in self.lines))
+            return next(itertools.islice(matches, times - 1, None), None)
 
         with self._written:
             self._written.wait_for(lambda: found() or self.ended, timeout_s)

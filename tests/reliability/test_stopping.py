@@ -106,6 +106,9 @@ def run(server: str, folder: Path) -> Ended:
             )
         ]
         for each in running:
+            if "worker of its own" in server:
+                # With uvloop a signal that comes while such a worker loads its app is lost: also without us.
+                each.wait_for("ASGI server listening", times=2)
             use(each)
         return Ended([each.exit_code(20) for each in running], [each.text for each in running], collector)
 
