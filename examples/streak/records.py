@@ -1,13 +1,40 @@
-"""What the store takes and gives: frozen values, whatever the database."""
+"""What the stores take and give: frozen values, whatever the database."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import date
+import secrets
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import Literal
 
 from . import rules
 
-__all__ = ["Activity", "Batch", "Day", "Entry", "Profile", "Receipt", "Standing", "Total"]
+__all__ = [
+    "Activity",
+    "Day",
+    "Entry",
+    "Kpis",
+    "Lease",
+    "Message",
+    "Profile",
+    "Range",
+    "Receipt",
+    "Run",
+    "SettledBatch",
+    "Standing",
+    "Tally",
+    "Total",
+    "new_id",
+]
+
+Kind = Literal["welcome", "bonus", "milestone", "first_today", "at_risk", "broken"]
+Trigger = Literal["cli", "http", "schedule"]
+RunState = Literal["running", "completed", "failed"]
+
+
+def new_id(at: datetime) -> str:
+    """Return an id of 32 hexadecimal digits. Ids sort by their moment, as UUID version 7 does; so cursors are ids."""
+    return f"{int(at.timestamp() * 1_000):012x}{secrets.token_hex(10)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +51,14 @@ class Activity:
 class Entry:
     """An activity as it was logged."""
 
-    id: int
+    id: str
+    at: datetime
     day: date
     category: str
     minutes: int
     note: str | None
     xp: int
+    """What it earned in all, `bonus_xp` included."""
     bonus_xp: int
 
 
@@ -75,7 +104,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """One line of the year's report."""
+    """What was done of one category."""
 
     category: str
     activities: int
@@ -84,12 +113,100 @@ class Total:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """A few users that maintenance has accounted for, in the order of their names."""
+class Kpis:
+    """What the service wants to be good at, as counts: ratios of them are made where they are read."""
 
-    settled: tuple[tuple[str, rules.Settled], ...]
+    users: int = 0
+    active_streaks: int = 0
+    """Users with a streak."""
+    weekly_bonuses: int = 0
+    """Users with the bonus of this week."""
+    freezes_earned: int = 0
+    freezes_used: int = 0
+    reached_7_days: int = 0
+    """Users whose longest streak has seven days or more."""
+    kept_7_days: int = 0
+    """Users whose streak has seven days or more now."""
+    streak_days: int = 0
+    """The days of all streaks together."""
+
+
+# Maintenance -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One notification for one user."""
+
+    user: str
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who may run the maintenance, and until when."""
+
+    holder: str
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What a run, or a batch of it, came to."""
+
+    processed: int = 0
+    """Users with a streak that nothing was done for today yet."""
+    freezes_spent: int = 0
+    missed: int = 0
+    """Streaks that ended by a missed day without any freeze."""
+    freezes_exhausted: int = 0
+    """Streaks that ended by more missed days than there were freezes."""
+    at_risk: int = 0
+    """Users who lose the streak, or a freeze, unless they do something today."""
+    notified: int = 0
+    """Messages that the push API took."""
 
     @property
-    def last(self) -> str | None:
-        """Return the name that the next batch starts after; None when this one is empty."""
-        return self.settled[-1][0] if self.settled else None
+    def broken(self) -> int:
+        """Return how many streaks ended."""
+        return self.missed + self.freezes_exhausted
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(*(getattr(self, name) + getattr(other, name) for name in Tally.__dataclass_fields__))
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Users by name, from after the first to the last with it."""
+
+    after: str
+    until: str
+
+
+@dataclass(frozen=True, slots=True)
+class SettledBatch:
+    """What became of the users of one range. It is written with them, in one transaction."""
+
+    range: Range
+    tally: Tally
+    messages: tuple[Message, ...]
+    """To be sent; kept until they are."""
+    changed: tuple[str, ...] = ()
+    """Users whose streak or freezes are not what they were."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of the maintenance."""
+
+    id: str
+    day: date
+    trigger: Trigger
+    state: RunState
+    started_at: datetime
+    ended_at: datetime | None = None
+    resumed: int = 0
+    """How often it was taken up again."""
+    error: str | None = None
+    """The kind of failure that ended it."""
+    tally: Tally = field(default_factory=Tally)
