@@ -1,171 +1,251 @@
-"""What is remembered, on SQLite or PostgreSQL, through one SQLAlchemy engine.
+"""What users ask for and do, on SQLite or PostgreSQL.
 
 Each write is one transaction that holds the user's row, so that two at a time cannot both take the last freeze or
-both earn the bonus: PostgreSQL locks the row, SQLite the file.
+both earn the bonus: PostgreSQL locks the row, SQLite the file. Statements are made once, when this is imported.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, nullcontext
-from datetime import date, datetime
+from datetime import date, datetime, timezone
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Select, bindparam, event, func, insert, or_, select, text, update
+from sqlalchemy import Select, and_, bindparam, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from examples.streak import rules
+from examples.streak.records import Activity, Day, Entry, Kpis, Profile, Receipt, Standing, Total, new_id
+from examples.streak.stores import Database, StoreUnavailableError
+from examples.streak.stores.sql_runs import SqlRuns
+from examples.streak.stores.sql_session import SqlSession, TakenBack, make_engine
+from examples.streak.stores.sql_states import STATE_COLUMNS, to_columns, to_state
+from examples.streak.stores.sql_versions import prepare
+from examples.streak.stores.tables import HAS_A_STREAK, activities, users
 from otel_perf import measure
 
-from . import rules, tables
-from .records import Activity, Batch, Day, Entry, Profile, Receipt, Standing, Total
-from .tables import activities, users
+__all__ = ["SqlStore", "open_sql"]
 
-__all__ = ["Store", "make_engine", "to_columns"]
+_u, _a = users.c, activities.c
 
-# Any number, as long as all processes of the service take the same one.
-_CREATE_TABLES_LOCK = 724_115
+_PING = select(1)
+_PROFILE = select(_u.id, _u.joined_on, _u.streak, _u.longest, _u.freezes, _u.xp).where(_u.id == bindparam("user"))
+_STATE = select(*STATE_COLUMNS).where(_u.id == bindparam("user"))
+_HELD_STATE = _STATE.with_for_update()
+# The parameters of an UPDATE must not have the names of the columns.
+_WRITE_STATE = (
+    update(users)
+    .where(_u.id == bindparam("user"))
+    .values({column: bindparam(f"new_{column.name}") for column in STATE_COLUMNS})
+)
 
-
-def make_engine(url: str) -> AsyncEngine:
-    """Return an engine for a `sqlite+aiosqlite` or `postgresql+asyncpg` address. It connects on first use."""
-    if not url.startswith("sqlite"):
-        return create_async_engine(url, pool_pre_ping=True)
-    # Without a level the driver starts no transactions of its own: writes begin theirs below, reads need none.
-    engine = create_async_engine(url, connect_args={"isolation_level": None, "timeout": 10})
-    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
-    return engine
-
-
-def _prepare_sqlite(connection: Any, _record: object) -> None:
-    cursor = connection.cursor()
-    # With a write-ahead log, readers do not wait for a writer.
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
+_ENTRIES = select(_a.id, _a.at, _a.day, _a.category, _a.minutes, _a.note, _a.xp, _a.bonus_xp)
+_ENTRY = _ENTRIES.where(_a.id == bindparam("id"), _a.user_id == bindparam("user"))
+_REPEATED = _ENTRIES.where(
+    or_(_a.id == bindparam("id"), and_(_a.user_id == bindparam("user"), _a.client_key == bindparam("client_key")))
+)
 
 
-class Store:
-    """The service's memory."""
+def _page(*where: Any) -> Select[Any]:
+    return _ENTRIES.where(_a.user_id == bindparam("user"), *where).order_by(_a.id.desc()).limit(bindparam("limit"))
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
-        self._sqlite = engine.dialect.name == "sqlite"
-        # SQLite has one writer at a time. Waiting for one's turn here is fair; in SQLite it is by polling.
-        self._turn = asyncio.Lock() if self._sqlite else nullcontext()
 
-    async def create_tables(self) -> None:
-        """Create what is missing. Several processes may do so at once."""
-        async with self._writing() as connection:
-            if not self._sqlite:
-                await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CREATE_TABLES_LOCK})
-            await connection.run_sync(tables.metadata.create_all)
+_OF_CATEGORY = _a.category == bindparam("category")
+_BEFORE = _a.id < bindparam("before")
+_PAGES = {
+    (False, False): _page(),
+    (False, True): _page(_BEFORE),
+    (True, False): _page(_OF_CATEGORY),
+    (True, True): _page(_OF_CATEGORY, _BEFORE),
+}
+
+_CALENDAR = (
+    select(_a.day, func.count(), func.sum(_a.xp))
+    .where(_a.user_id == bindparam("user"), _a.day >= bindparam("since"), _a.day <= bindparam("until"))
+    .group_by(_a.day)
+    .order_by(_a.day)
+)
+_BY_CATEGORY = (
+    select(_a.category, func.count(), func.sum(_a.minutes), func.sum(_a.xp)).group_by(_a.category).order_by(_a.category)
+)
+_TOTALS = _BY_CATEGORY.where(_a.user_id == bindparam("user"))
+_REPORT = _BY_CATEGORY.where(_a.day >= bindparam("since"))
+_LEADERBOARD = (
+    select(_u.id, _u.streak, _u.xp)
+    .where(HAS_A_STREAK)
+    .order_by(_u.streak.desc(), _u.xp.desc(), _u.id)
+    .limit(bindparam("limit"))
+)
+_MOST_ACTIVE = (
+    select(_u.id)
+    .where(_u.last_active.is_not(None))
+    .order_by(_u.last_active.desc(), _u.xp.desc(), _u.id)
+    .limit(bindparam("limit"))
+)
+_KPIS = select(
+    func.count(),
+    func.count().filter(HAS_A_STREAK),
+    func.count().filter(_u.bonus, _u.week == bindparam("week")),
+    func.coalesce(func.sum(_u.freezes_earned), 0),
+    func.coalesce(func.sum(_u.freezes_used), 0),
+    func.count().filter(_u.longest >= rules.DAYS_PER_FREEZE),
+    func.count().filter(_u.streak >= rules.DAYS_PER_FREEZE),
+    func.coalesce(func.sum(_u.streak), 0),
+)
+
+
+def open_sql(url: str) -> Database:
+    """Open an SQLite file or a PostgreSQL database."""
+    engine = make_engine(url)
+    session = SqlSession(engine)
+    return Database(SqlStore(session), SqlRuns(session), (engine,), partial(prepare, session), engine.dispose)
+
+
+class SqlStore:
+    """What users ask for and do, in SQL."""
+
+    def __init__(self, session: SqlSession) -> None:
+        self._session = session
+        dialect = sqlite if session.sqlite else postgresql
+        # Nothing is written, and no error made, when there is such a one: a transaction that failed is of no more use.
+        self._write_entry = dialect.insert(activities).on_conflict_do_nothing().returning(_a.id)
+        self._write_user = dialect.insert(users).on_conflict_do_nothing()
 
     async def ping(self) -> None:
-        """Raise when the database does not answer."""
-        await self._read(select(1))
+        """Raise `StoreUnavailableError` when the database does not answer."""
+        try:
+            await self._session.read(_PING)
+        except StoreUnavailableError:
+            raise
+        except Exception as error:
+            raise StoreUnavailableError(type(error).__name__) from error
 
     async def profile(self, user: str) -> Profile | None:
         """Return a user's profile; None before their first activity."""
-        columns = (users.c.id, users.c.joined_on, users.c.streak, users.c.longest, users.c.freezes, users.c.xp)
-        rows = await self._read(select(*columns).where(users.c.id == user))
+        rows = await self._session.read(_PROFILE, user=user)
         return Profile(*rows[0]) if rows else None
 
-    async def activity(self, user: str, activity_id: int) -> Entry | None:
+    async def state(self, user: str) -> rules.State:
+        """Return what the rules know of a user, as it is written; of someone new, that is nothing."""
+        rows = await self._session.read(_STATE, user=user)
+        return to_state(rows[0]) if rows else rules.State()
+
+    async def activity(self, user: str, activity_id: str) -> Entry | None:
         """Return one of the user's own activities."""
-        rows = await self._read(_entries().where(activities.c.id == activity_id, activities.c.user_id == user))
+        rows = await self._session.read(_ENTRY, user=user, id=activity_id)
         return Entry(*rows[0]) if rows else None
+
+    async def activities(
+        self, user: str, *, limit: int, before: str | None = None, category: rules.Category | None = None
+    ) -> list[Entry]:
+        """Return the user's activities, newest first: those with an id below `before`, of one category or of all."""
+        values: dict[str, object] = {"user": user, "limit": limit}
+        if category is not None:
+            values["category"] = category
+        if before is not None:
+            values["before"] = before
+        page = _PAGES[category is not None, before is not None]
+        return [Entry(*row) for row in await self._session.read(page, **values)]
 
     async def calendar(self, user: str, since: date, until: date) -> list[Day]:
         """Return the days, oldest first, on which the user did something."""
-        day = activities.c.day
-        query = (
-            select(day, func.count(), func.sum(activities.c.xp))
-            .where(activities.c.user_id == user, day >= since, day <= until)
-            .group_by(day)
-            .order_by(day)
-        )
-        return [Day(day, int(count), int(xp)) for day, count, xp in await self._read(query)]
+        rows = await self._session.read(_CALENDAR, user=user, since=since, until=until)
+        return [Day(day, int(count), int(xp)) for day, count, xp in rows]
 
-    async def state(self, user: str) -> rules.State:
-        """Return what the rules know of a user; of someone new, that is nothing."""
-        rows = await self._read(select(users).where(users.c.id == user))
-        return _state(rows[0]._mapping) if rows else rules.State()
+    async def totals(self, user: str) -> list[Total]:
+        """Return what the user has done of each category, in the order of their names; nothing of it is left out."""
+        return [_total(row) for row in await self._session.read(_TOTALS, user=user)]
 
     async def leaderboard(self, limit: int) -> list[Standing]:
-        """Return the longest streaks that are going on, the more XP first among equals."""
-        query = (
-            select(users.c.id, users.c.streak, users.c.xp)
-            .where(users.c.streak > 0)
-            .order_by(users.c.streak.desc(), users.c.xp.desc(), users.c.id)
-            .limit(limit)
-        )
-        return [Standing(*row) for row in await self._read(query)]
+        """Return the longest streaks: by streak, then XP, then name. Ended streaks are not on it."""
+        return [Standing(*row) for row in await self._session.read(_LEADERBOARD, limit=limit)]
+
+    async def most_active(self, limit: int) -> list[str]:
+        """Return the users who did something last: by the last day, then XP, then name."""
+        return [row[0] for row in await self._session.read(_MOST_ACTIVE, limit=limit)]
 
     async def report(self, since: date) -> list[Total]:
         """Return what everybody did since a day, by category."""
-        columns = (func.count(), func.sum(activities.c.minutes), func.sum(activities.c.xp))
-        query = (
-            select(activities.c.category, *columns)
-            .where(activities.c.day >= since)
-            .group_by(activities.c.category)
-            .order_by(activities.c.category)
-        )
-        return [Total(category, *map(int, sums)) for category, *sums in await self._read(query)]
+        return [_total(row) for row in await self._session.read(_REPORT, since=since)]
+
+    async def kpis(self, today: date) -> Kpis:
+        """Count what the KPIs are made of."""
+        (row,) = await self._session.read(_KPIS, week=rules.week_of(today))
+        return Kpis(*map(int, row))
 
     async def log_activity(self, user: str, activity: Activity, at: datetime) -> Receipt:
-        """Write an activity and what it does to the streak, unless the user has one of this client key already."""
+        """Write an activity and what it does to the streak, unless the user has one of this client key already.
+
+        It is never done twice, not even when the answer to a commit gets lost: each attempt writes the same id.
+        """
         today = rules.day_of(at)
-        async with self._writing() as connection:
+        entry_id = new_id(at)
+        receipt: Receipt | None = None
+        state = rules.State()
+
+        async def log(connection: AsyncConnection) -> Receipt:
+            nonlocal receipt, state
             state = await self._hold(connection, user, today)
-            before = await _find_repeated(connection, user, activity.client_key)
-            if before is not None:
-                return Receipt(before, state, logged=None)
             logged = await _update_weekly_consistency(connection, user, state, activity, today)
-            entry = await _write_entry(connection, user, activity, logged, at)
-        return Receipt(entry, logged.state, logged)
+            entry = _entry_of(entry_id, at, activity, logged)
+            values = _entry_row(user, entry, activity.client_key)
+            if (await connection.execute(self._write_entry, values)).first() is None:
+                # The user's row must not keep what was written to it just now.
+                raise TakenBack
+            receipt = Receipt(entry, logged.state, logged)
+            return receipt
 
-    async def settle_batch(self, today: date, *, after: str, size: int, dry_run: bool = False) -> Batch:
-        """Account for the missed days of the next users by name who have a streak and were not seen yet today."""
-        query = (
-            select(users)
-            .where(users.c.id > after, users.c.streak > 0, users.c.held_until < today)
-            .where(or_(users.c.settled_on.is_(None), users.c.settled_on < today))
-            .order_by(users.c.id)
-            .limit(size)
-        )
-        if dry_run:
-            return _settle(await self._read(query), today)
-        async with self._writing() as connection:
-            batch = _settle((await connection.execute(query.with_for_update())).all(), today)
-            if batch.settled:
-                await connection.execute(_SETTLE, [_settled_row(name, s, today) for name, s in batch.settled])
-        return batch
+        try:
+            return await self._session.write("log_activity", log)
+        except TakenBack:
+            (row,) = await self._session.read(_REPEATED, user=user, id=entry_id, client_key=activity.client_key)
+        # The same id: an attempt before, whose commit was not answered, has written it.
+        if receipt is not None and row.id == entry_id:
+            return receipt
+        return Receipt(Entry(*row), state, logged=None)
 
-    async def _read(self, query: Select[Any]) -> Sequence[Any]:
-        async with self._engine.connect() as connection:
-            rows: Sequence[Any] = (await connection.execute(query)).all()
-        return rows
+    async def apply_freeze(self, user: str, today: date) -> rules.Applied:
+        """Let a freeze hold today, as `rules.apply_freeze` has it. Whoever is unknown has no streak.
 
-    @asynccontextmanager
-    async def _writing(self) -> AsyncIterator[AsyncConnection]:
-        async with self._turn, self._engine.begin() as connection:
-            if self._sqlite:
-                # Takes the file's lock now: a transaction that reads first and then wants to write may be refused.
-                await connection.exec_driver_sql("BEGIN IMMEDIATE")
-            yield connection
+        When the answer to the commit gets lost, it may say `day_is_held` of the freeze that it has applied itself.
+        """
+
+        async def apply(connection: AsyncConnection) -> rules.Applied:
+            applied = rules.apply_freeze(await _find(connection, user) or rules.State(), today)
+            if applied.applied or applied.settled.changed:
+                await _write_state(connection, user, applied.state)
+            return applied
+
+        return await self._session.write("apply_freeze", apply)
+
+    async def recover(self, user: str, today: date) -> rules.Recovered:
+        """Buy back the streak that ended last, as `rules.recover` has it.
+
+        When the answer to the commit gets lost, it may say `nothing_lost` of what it has bought back itself.
+        """
+
+        async def buy_back(connection: AsyncConnection) -> rules.Recovered:
+            recovered = rules.recover(await _find(connection, user) or rules.State(), today)
+            if recovered.recovered or recovered.settled.changed:
+                await _write_state(connection, user, recovered.state)
+            return recovered
+
+        return await self._session.write("recover", buy_back)
 
     async def _hold(self, connection: AsyncConnection, user: str, today: date) -> rules.State:
         """Return the user's state and keep others from changing it; someone new is added first."""
-        query = select(users).where(users.c.id == user).with_for_update()
-        row = (await connection.execute(query)).mappings().first()
-        if row is None:
-            dialect = sqlite if self._sqlite else postgresql
-            values = {"id": user, "joined_on": today}
-            await connection.execute(dialect.insert(users).values(values).on_conflict_do_nothing())
-            row = (await connection.execute(query)).mappings().one()
-        return _state(row)
+        state = await _find(connection, user)
+        if state is None:
+            new = {"id": user, "joined_on": today, **to_columns(rules.State())}
+            await connection.execute(self._write_user, new)
+            state = await _find(connection, user)
+            assert state is not None
+        return state
+
+
+async def _find(connection: AsyncConnection, user: str) -> rules.State | None:
+    row = (await connection.execute(_HELD_STATE, {"user": user})).first()
+    return None if row is None else to_state(row)
 
 
 @measure("update_weekly_consistency", category="streak")
@@ -173,35 +253,19 @@ async def _update_weekly_consistency(
     connection: AsyncConnection, user: str, state: rules.State, activity: Activity, today: date
 ) -> rules.Logged:
     logged = rules.log_activity(state, activity.category, activity.minutes, today)
-    await connection.execute(update(users).where(users.c.id == user).values(to_columns(logged.state)))
+    await _write_state(connection, user, logged.state)
     return logged
 
 
-async def _find_repeated(connection: AsyncConnection, user: str, client_key: str | None) -> Entry | None:
-    if client_key is None:
-        return None
-    query = _entries().where(activities.c.user_id == user, activities.c.client_key == client_key)
-    row = (await connection.execute(query)).first()
-    return Entry(*row) if row is not None else None
+async def _write_state(connection: AsyncConnection, user: str, state: rules.State) -> None:
+    values = {f"new_{name}": value for name, value in to_columns(state).items()}
+    await connection.execute(_WRITE_STATE, {"user": user, **values})
 
 
-async def _write_entry(
-    connection: AsyncConnection, user: str, activity: Activity, logged: rules.Logged, at: datetime
-) -> Entry:
-    values = {
-        "user_id": user,
-        "day": rules.day_of(at),
-        "at": at,
-        "category": activity.category,
-        "minutes": activity.minutes,
-        "note": activity.note,
-        "xp": logged.xp,
-        "bonus_xp": logged.bonus_xp,
-        "client_key": activity.client_key,
-    }
-    written = await connection.execute(insert(activities).values(values).returning(activities.c.id))
+def _entry_of(entry_id: str, at: datetime, activity: Activity, logged: rules.Logged) -> Entry:
     return Entry(
-        id=written.scalar_one(),
+        id=entry_id,
+        at=at.astimezone(timezone.utc),
         day=rules.day_of(at),
         category=activity.category,
         minutes=activity.minutes,
@@ -211,55 +275,10 @@ async def _write_entry(
     )
 
 
-def _entries() -> Select[Any]:
-    a = activities.c
-    return select(a.id, a.day, a.category, a.minutes, a.note, a.xp, a.bonus_xp)
+def _entry_row(user: str, entry: Entry, client_key: str | None) -> dict[str, Any]:
+    names = Entry.__dataclass_fields__
+    return {"user_id": user, "client_key": client_key, **{name: getattr(entry, name) for name in names}}
 
 
-_SETTLE = (
-    update(users)
-    .where(users.c.id == bindparam("name"))
-    .values({name: bindparam(f"new_{name}") for name in ("streak", "freezes", "held_until", "settled_on")})
-)
-
-
-def _settled_row(name: str, settled: rules.Settled, today: date) -> dict[str, Any]:
-    state = settled.state
-    return {
-        "name": name,
-        "new_streak": state.streak,
-        "new_freezes": state.freezes,
-        "new_held_until": state.held_until,
-        "new_settled_on": today,
-    }
-
-
-def _settle(rows: Sequence[Any], today: date) -> Batch:
-    return Batch(tuple((row.id, rules.settle(_state(row._mapping), today)) for row in rows))
-
-
-def _state(row: Mapping[Any, Any]) -> rules.State:
-    return rules.State(
-        streak=row["streak"],
-        longest=row["longest"],
-        freezes=row["freezes"],
-        held_until=row["held_until"],
-        week=row["week"],
-        done=frozenset(filter(None, row["done"].split(","))),
-        bonus=row["bonus"],
-        xp=row["xp"],
-    )
-
-
-def to_columns(state: rules.State) -> dict[str, Any]:
-    """Return a state as the columns of the user's row."""
-    return {
-        "streak": state.streak,
-        "longest": state.longest,
-        "freezes": state.freezes,
-        "held_until": state.held_until,
-        "week": state.week,
-        "done": ",".join(sorted(state.done)),
-        "bonus": state.bonus,
-        "xp": state.xp,
-    }
+def _total(row: Any) -> Total:
+    return Total(row[0], *map(int, row[1:]))
