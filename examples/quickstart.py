@@ -1,0 +1,24 @@
+"""A FastAPI app, and the three lines that measure it: `python -m examples.quickstart`, then open /performance."""
+
+import os
+
+import uvicorn
+from fastapi import FastAPI
+
+from otel_perf import configure, instrument
+from otel_perf.web import mount
+
+app = FastAPI()
+configure(service_name="quickstart")  # sends to OTEL_EXPORTER_OTLP_ENDPOINT, where it is set
+instrument(app)  # a span and a duration for each request
+mount(app)  # /performance, /api/performance, /api/health and /metrics
+
+
+@app.get("/hello/{name}")
+async def hello(name: str) -> dict[str, str]:
+    """Greet somebody."""
+    return {"hello": name}
+
+
+if __name__ == "__main__":
+    uvicorn.run(app, port=int(os.environ.get("PORT", "8000")))
