@@ -7,7 +7,7 @@ ARGS ?=
 # Where nothing may be missing, neither may coverage.
 COVERED := $(if $(filter all,$(OTEL_PERF_REQUIRE)),95,0)
 
-.PHONY: help demo test test-all bench tools stack check lint locks clean
+.PHONY: help demo test test-all bench load tools stack check lint locks clean
 
 help:  ## Shows this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,9 @@ test-all: $(VENV)/.dev  ## The tests on each supported Python that this machine 
 
 bench: $(BENCH_VENV)/.bench  ## What it costs, ours and peers, in one run: make bench ARGS="--json", "--only NAME", "--help".
 	@$(BENCH_VENV)/bin/python -m tests.benchmarks $(ARGS)
+
+load: $(BENCH_VENV)/.bench  ## Locust's users on the streak service, and its targets: make load ARGS="--database sqlite --seconds 30".
+	@$(BENCH_VENV)/bin/python -m tests.benchmarks.streak_load $(ARGS)
 
 tools:  ## The real servers that the tests and the stack use (Go, otelcol, Jaeger, Debian packages).
 	$(PYTHON) collector/tools.py install

@@ -13,7 +13,7 @@ from unittest import mock
 import grpc
 from google.cloud import firestore
 
-__all__ = ["Front", "async_client", "client", "front"]
+__all__ = ["Front", "Lost", "async_client", "client", "front"]
 
 _STREAMS = ("BatchGetDocuments", "RunQuery", "RunAggregationQuery")
 
@@ -40,6 +40,13 @@ async def async_client(address: str, project: str = "tests", **options: Any) -> 
         await made._firestore_api.transport.grpc_channel.close()
 
 
+class Lost:
+    """An answer that does not arrive: the call is made, and then fails with a status."""
+
+    def __init__(self, status: grpc.StatusCode) -> None:
+        self.status = status
+
+
 class Front(grpc.GenericRpcHandler):
     """Hands calls on to the emulator, unless there is something else planned for the next of that name."""
 
@@ -47,9 +54,10 @@ class Front(grpc.GenericRpcHandler):
         self._channel = channel
         self.address = ""
         #: By the name of a call what becomes of the next ones: a status to fail with, a message to answer, an event
-        #: to wait for.
+        #: to wait for, an answer that gets lost.
         self.planned: dict[str, list[Any]] = {}
         self.seen: list[str] = []
+        self.requests: list[tuple[str, bytes]] = []
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
         name = details.method.rpartition("/")[2]
@@ -61,10 +69,14 @@ class Front(grpc.GenericRpcHandler):
     def _answer(self, name: str, forward: Any, shape: Callable[[bytes], Any] = bytes) -> Any:
         def answer(request: bytes, context: grpc.ServicerContext) -> Any:
             self.seen.append(name)
+            self.requests.append((name, request))
             planned = self.planned.get(name)
             found = planned.pop(0) if planned else None
             if isinstance(found, grpc.StatusCode):
                 context.abort(found, "planned for user@example.com")
+            if isinstance(found, Lost):
+                forward(request)
+                context.abort(found.status, "planned for user@example.com")
             if isinstance(found, threading.Event):
                 found.wait(10)
             elif found is not None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from tests.benchmarks import streak_values
 from tests.benchmarks.serving import Load
+from tests.benchmarks.streak_values import Told
 
 __all__ = ["FIGURES", "Figure", "MissingError", "Results", "added", "added_by_library", "ratio"]
 
@@ -38,6 +40,8 @@ class Results:
     instructions: dict[str, float] = field(default_factory=dict)
     #: Scenario -> spans that arrived for each request made.
     delivered: dict[str, float] = field(default_factory=dict)
+    #: Part of the streak service's figures and database -> what each round told.
+    streak: Told = field(default_factory=dict)
     #: What could not be measured -> why.
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -118,7 +122,7 @@ class Figure:
     name: str
     target: float
     about: str
-    #: Kind of measurement (`calls`, `cpu`, `micro`, `load`, `libraries`) and what is measured.
+    #: Kind of measurement (`calls`, `cpu`, `micro`, `load`, `libraries`, `streak`) and what is measured.
     kind: str
     of: tuple[str, ...]
     value: Callable[[Results], float]
@@ -157,6 +161,20 @@ def _overhead(name: str, target_ms: float, library: str, about: str) -> Figure:
     )
 
 
+def _streak(name: str, target: float, part: str, about: str, value: Callable[[Told, str], float]) -> Figure:
+    at_least = value is streak_values.exact
+
+    def told(results: Results) -> float:
+        try:
+            return streak_values.worst(results.streak, value, least=at_least)
+        except streak_values.UntoldError as why:
+            parts = (f"streak {part} ", "streak load ") if part in ("calendar", "log") else (f"streak {part} ",)
+            failed = [each for key, each in results.failed.items() if key.startswith(parts)]
+            raise MissingError("; ".join(failed) or str(why)) from None
+
+    return Figure(name, target, about, "streak", (part,), told, at_least=at_least)
+
+
 _ALL = (
     _calls("calls_5_routes", 40, "5 routes", "Python calls added to a request, 5 routes"),
     _calls("calls_200_routes", 40, "200 routes", "Python calls added to a request, 200 routes"),
@@ -189,6 +207,46 @@ _ALL = (
     _overhead("query_overhead_ms", 0.5, "sqlalchemy", "ms of CPU added to a query"),
     _overhead("cache_overhead_ms", 0.1, "cashews", "ms of CPU added to a cache operation"),
     _cpu("unsampled_vs_sampled", 1 / 2, "ours", "unsampled request, metrics on / sampled request", "ours_unsampled"),
+    _streak(
+        "streak_maintenance_1k_s", 2, "1000", "s that the maintenance of 1,000 users takes, its start included",
+        streak_values.maintained_s("1000"),
+    ),
+    _streak(
+        "streak_maintenance_10k_s", 15, "10000", "s that the maintenance of 10,000 users takes",
+        streak_values.maintained_s("10000"),
+    ),
+    _streak(
+        "streak_maintenance_growth_mb", 16, "100000", "MB that the maintenance of 100,000 users grows by",
+        streak_values.growth_mb,
+    ),
+    _streak(
+        "streak_maintenance_peak_mb", 128, "100000", "MB that the maintenance of 100,000 users has at most",
+        streak_values.peak_mb,
+    ),
+    _streak(
+        "streak_kill_resume", 1, "kill", "users accounted for exactly once by a maintenance killed and resumed",
+        streak_values.exact,
+    ),
+    _streak(
+        "streak_calendar_p95_ms", 150, "calendar", "ms, p95 of the calendar with 100 users on it",
+        streak_values.p95_ms("calendar"),
+    ),
+    _streak(
+        "streak_log_p95_ms", 50, "log", "ms, p95 of logging 6,000 activities a minute, 100 readers beside",
+        streak_values.p95_ms("log"),
+    ),
+    _streak("streak_errors", 0, "log", "requests that failed under that load", streak_values.errors),
+    _streak(
+        "streak_transaction_retry_share", 0.01, "log", "transactions begun anew under that load",
+        streak_values.retry_share,
+    ),
+    _streak(
+        "streak_transaction_failures", 0, "log", "transactions given up under that load", streak_values.failures
+    ),
+    _streak(
+        "streak_instrumentation_share", 0.05, "share", "share of the service's CPU that measuring takes under load",
+        streak_values.share,
+    ),
 )  # fmt: skip
 
 FIGURES: dict[str, Figure] = {figure.name: figure for figure in _ALL}

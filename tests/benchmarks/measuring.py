@@ -16,6 +16,9 @@ from tests.benchmarks.libraries import LIBRARIES, REDIS, name_of
 from tests.benchmarks.micro import MEMORY, MICRO
 from tests.benchmarks.processes import Child, ScenarioError, Started, cores, environ
 from tests.benchmarks.scenarios import SCENARIOS
+from tests.benchmarks.streak import PARTS, QUICK, USUAL, Size, Streak
+from tests.benchmarks.streak_places import Places
+from tests.benchmarks.streak_values import DATABASES
 from tests.benchmarks.subjects import SUBJECTS
 
 __all__ = ["VARIANTS", "Plan", "plan", "run"]
@@ -38,6 +41,9 @@ class Plan:
     rest: bool = False
     memory: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
+    #: Parts of the streak service's figures, each for each database.
+    streak: tuple[str, ...] = ()
+    streak_size: Size = USUAL
     instructions: bool = False
     rounds: int = 5
     requests: int = 1500
@@ -48,18 +54,18 @@ class Plan:
 def plan(only: Iterable[str], *, quick: bool, instructions: bool = False) -> Plan:
     """What these figures need; all of them, everything there is."""
     wanted = [FIGURES[name] for name in only]
-    sizes = {"rounds": 3, "requests": 500, "turns": 4096, "load_s": 0.4} if quick else {}
+    sizes = {"rounds": 3, "requests": 500, "turns": 4096, "load_s": 0.4, "streak_size": QUICK} if quick else {}
     if len(wanted) == len(FIGURES):
         names = tuple(SCENARIOS)
         return Plan(
-            names, names, tuple(MICRO), names, True, tuple(MEMORY), tuple(LIBRARIES), instructions,
-            **sizes,  # type: ignore[arg-type]
+            names, names, tuple(MICRO), names, True, tuple(MEMORY), tuple(LIBRARIES), PARTS,
+            instructions=instructions, **sizes,  # type: ignore[arg-type]
         )  # fmt: skip
     of = {kind: tuple(dict.fromkeys(n for f in wanted if f.kind == kind for n in f.of)) for kind in _KINDS}
     return Plan(**of, instructions=instructions, **sizes)  # type: ignore[arg-type]
 
 
-_KINDS = ("calls", "cpu", "micro", "load", "libraries")
+_KINDS = ("calls", "cpu", "micro", "load", "libraries", "streak")
 
 
 class _Run:
@@ -207,6 +213,17 @@ class _Run:
             for name in servers:
                 self._try(name, partial(measure, name), f"server of {name}")
 
+    def streak(self) -> None:
+        """The streak service under load, its maintenance, and what measuring costs it."""
+        if not self._plan.streak:
+            return
+        with Places(self._started.sink) as places:
+            measured = Streak(places, self._plan.streak_size, self.say)
+            self.results.streak = measured.told
+            for part in self._plan.streak:
+                for database in DATABASES:
+                    self._try(f"streak {part} {database}", partial(measured.measure, part, database))
+
 
 def run(plan: Plan) -> Results:
     """Measures what the plan says. Its processes end with it."""
@@ -225,6 +242,7 @@ def run(plan: Plan) -> Results:
             started.close_children()
             this.load()
             started.close_children()
+            this.streak()
             if before is not None:
                 os.sched_setaffinity(0, before)
             if plan.instructions:

@@ -14,8 +14,9 @@ from typing import Any
 from tests.benchmarks.figures import FIGURES, MissingError, Results, added, added_by_library
 from tests.benchmarks.processes import cores
 from tests.benchmarks.scenarios import SCENARIOS
+from tests.benchmarks.streak_report import streak_tables
 
-__all__ = ["as_json", "tables", "write"]
+__all__ = ["as_json", "markdown_table", "tables", "write"]
 
 _PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 _PACKAGES = (
@@ -88,7 +89,7 @@ def as_json(results: Results, names: Iterable[str]) -> dict[str, Any]:
 # Tables ------------------------------------------------------------------------------------------------------------
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     aligned = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, aligned, *rows))
 
@@ -110,7 +111,7 @@ def figures_table(results: Results, names: Iterable[str]) -> str:
         target = f"{sense} {_shown(figure.target, figure.target)}"
         value = "not measured" if told["value"] is None else _shown(told["value"], figure.target)
         rows.append((f"{figure.about} (`{name}`)", value, target, "yes" if told["met"] else "**no**"))
-    return _table(("figure", "value", "target", "met"), rows)
+    return markdown_table(("figure", "value", "target", "met"), rows)
 
 
 def _versioned(name: str, known: dict[str, str]) -> str:
@@ -135,7 +136,7 @@ def cpu_table(results: Results) -> str:
             "" if spans is None else f"{spans:.1f}",
         ))  # fmt: skip
     head = ("in-process", "makes", "us CPU per request", "spread", "added us", "with trace context", "spans delivered")
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def calls_table(results: Results) -> str:
@@ -150,7 +151,8 @@ def calls_table(results: Results) -> str:
         pairs = [(c["usual"], b["usual"]) for c, b in zip(counts, bare, strict=True) if c and b]
         shown = [str(c) if name == "bare" else f"+{c - b}" for c, b in pairs]
         rows.append((scenario.title, *shown))
-    return _table(("Python calls per request", "5 routes", "200 routes", "with a query", "with trace context"), rows)
+    head = ("Python calls per request", "5 routes", "200 routes", "with a query", "with trace context")
+    return markdown_table(head, rows)
 
 
 def subjects_table(results: Results) -> str:
@@ -160,7 +162,7 @@ def subjects_table(results: Results) -> str:
         bare, ours = results.subjects.get((name, False)), results.subjects.get((name, True))
         if bare and ours:
             rows.append((title, str(bare["usual"]), f"+{ours['usual'] - bare['usual']}"))
-    return _table(("Python calls", "without", "added by otel_perf"), rows)
+    return markdown_table(("Python calls", "without", "added by otel_perf"), rows)
 
 
 def libraries_table(results: Results) -> str:
@@ -179,7 +181,7 @@ def libraries_table(results: Results) -> str:
     head = (
         "a call", "us CPU bare", "added by otel_perf", "its share of all", "added by upstream", "its share of all",
     )  # fmt: skip
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _percent(results: Results, library: str, arm: str) -> str:
@@ -197,7 +199,7 @@ def load_table(results: Results) -> str:
         cost = f"{median(each.cpu_us for each in stretches):.0f}"
         share = f"{results.share(name):.2f}" if results.load.get("bare") else ""
         rows.append((scenario.title, f"{median(rates):.0f}", _spread(rates), cost, share))
-    return _table(("uvicorn, one worker", "requests/s", "spread", "us CPU per request", "share of bare"), rows)
+    return markdown_table(("uvicorn, one worker", "requests/s", "spread", "us CPU per request", "share of bare"), rows)
 
 
 def micro_table(results: Results) -> str:
@@ -210,7 +212,7 @@ def micro_table(results: Results) -> str:
         mine, theirs = _one(results.memory.get(ours)), _one(results.memory.get(stock))
         shown = [f"{each[0]:.0f} B" if each else "" for each in (mine, theirs)]
         rows.append((title, *shown, _share(mine, theirs)))
-    return _table(("one of", "otel_perf", "peer", "ratio"), [row for row in rows if any(row[1:])])
+    return markdown_table(("one of", "otel_perf", "peer", "ratio"), [row for row in rows if any(row[1:])])
 
 
 def _one(value: float | None) -> list[float] | None:
@@ -285,6 +287,7 @@ def tables(results: Results, names: Sequence[str]) -> dict[str, str]:
     ):  # fmt: skip
         if there:
             made[name] = make(results)
+    made.update(streak_tables(results.streak, markdown_table))
     if results.instructions:
         made["instructions"] = instructions_table(results)
     elif "instructions" in results.failed:
@@ -299,7 +302,7 @@ def instructions_table(results: Results) -> str:
         (SCENARIOS[name].title, f"{count / 1000:.0f} k", "" if name == "bare" else f"+{(count - bare) / 1000:.0f} k")
         for name, count in results.instructions.items()
     ]
-    return _table(("instructions per request", "all", "added"), rows)
+    return markdown_table(("instructions per request", "all", "added"), rows)
 
 
 # The page ----------------------------------------------------------------------------------------------------------

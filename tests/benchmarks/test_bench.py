@@ -21,6 +21,7 @@ from tests.benchmarks.processes import ScenarioError, Started
 from tests.benchmarks.scenarios import SCENARIOS
 from tests.benchmarks.serving import Load, load
 from tests.benchmarks.sink import span_count
+from tests.benchmarks.streak_values import DATABASES
 
 ROOT = Path(__file__).absolute().parents[2]
 
@@ -45,7 +46,26 @@ def made_up(*, ours=10.0):
             results.libraries[library, arm] = [{"bare": 50.0, "ours": 50.0 + ours, "upstream": 150.0}[arm]] * 2
     results.micro = {name: [1.0 if name.endswith("ours") else 20.0] for name in MICRO}
     results.memory = {name: 1.0 if name.endswith("ours") else 2.0 for name in MEMORY}
+    results.streak = {(part, database): rounds for part, rounds in STREAK.items() for database in DATABASES}
     return results
+
+
+def streak_load(name):
+    latencies = {"count": 10, "per_s": 5.0, "errors": 0, "p50_ms": 2.0, "p95_ms": 9.0, "p99_ms": 12.0, "max_ms": 15.0}
+    generator = {"busy": 0.1, "late_p95_ms": 1.0, "pace": None}
+    return [{
+        "requests": {name: latencies}, "failures": {}, "trusted": True, "why": "", "generator": generator,
+        "elsewhere": 0.0,
+    }]  # fmt: skip
+
+
+MAINTAINED = {"users": 1000, "wall_s": 1.5, "seconds": 0.5, "grown_mb": 2.0, "peak_mb": 100.0, "elsewhere": 0.0}
+STREAK = {
+    "calendar": streak_load("calendar"), "log": streak_load("log"), "1000": [MAINTAINED], "10000": [MAINTAINED],
+    "100000": [MAINTAINED], "kill": [{"users": 10, "at_kill": 5, "exact": 1.0}],
+    "transactions": [{"retries": 1.0, "failures": 0.0, "transactions": 1000}],
+    "share": [{"on": {"cpu_us": 1000.0}, "off": {"cpu_us": 960.0}}],
+}  # fmt: skip
 
 
 def test_each_figure_is_told_with_its_target():
@@ -56,10 +76,17 @@ def test_each_figure_is_told_with_its_target():
         "uvicorn_share", "span_vs_stock", "record_vs_stock", "record_vs_prometheus", "encode_vs_stock",
         "unsampled_vs_sampled", "redis_vs_upstream", "sqlalchemy_vs_upstream", "httpx_vs_upstream",
         "request_overhead_ms", "query_overhead_ms", "cache_overhead_ms",
+        "streak_maintenance_1k_s", "streak_maintenance_10k_s", "streak_maintenance_growth_mb",
+        "streak_maintenance_peak_mb", "streak_kill_resume", "streak_calendar_p95_ms", "streak_log_p95_ms",
+        "streak_errors", "streak_transaction_retry_share", "streak_transaction_failures",
+        "streak_instrumentation_share",
     }  # fmt: skip
     assert all(set(each) == {"value", "target", "met"} for each in told["figures"].values())
     assert told["figures"]["cpu_vs_stock"] == {"value": 0.1, "target": 0.1, "met": True}
     assert told["figures"]["calls_5_routes"] == {"value": 30, "target": 40, "met": True}
+    assert told["figures"]["streak_transaction_retry_share"] == {"value": 0.001, "target": 0.01, "met": True}
+    assert told["figures"]["streak_instrumentation_share"] == {"value": 0.04, "target": 0.05, "met": True}
+    assert told["figures"]["streak_kill_resume"] == {"value": 1.0, "target": 1, "met": True}
     assert told["figures"]["uvicorn_share"] == {"value": 1.0, "target": 0.85, "met": True}
     assert told["versions"]["python"] == sys.version.split()[0]
 
@@ -75,6 +102,19 @@ def test_a_figure_that_could_not_be_measured_says_why():
     assert "prometheus_fastapi_instrumentator" in told["cpu_vs_pfi"]["why"]
     assert told["cpu_vs_stock"]["met"]
     assert "`cpu_vs_pfi` could not be measured" in report.not_faster(results, FIGURES)
+
+
+def test_a_streak_figure_is_the_worse_database_and_wants_both():
+    """A database that could not be measured leaves null and the reason; of two, the worse one counts."""
+    results = made_up()
+    results.streak["10000", "postgresql"] = [{**MAINTAINED, "wall_s": 20.0}]
+    told = report.as_json(results, FIGURES)["figures"]["streak_maintenance_10k_s"]
+    assert told == {"value": 20.0, "target": 15, "met": False}
+    del results.streak["log", "postgresql"]
+    results.failed["streak load postgresql"] = "postgres is not here"
+    told = report.as_json(results, FIGURES)["figures"]
+    assert told["streak_log_p95_ms"]["why"] == "postgres is not here"
+    assert told["streak_calendar_p95_ms"]["met"]
 
 
 def test_what_is_not_faster_is_said():
