@@ -103,12 +103,14 @@ def account(running: pipeline.Pipeline, cloud: CloudTrace, *, traces: int, say: 
     findings = [Finding("requests answered", f"{traces}", found, answered)]
     findings.append(_all_routes(sent, totals.required_routes(running.streak.url)))
     findings += [_all_counted(running, sent, way, say) for way in _WAYS]
+    findings.append(totals.of_own_metrics(running.prometheus.url, _WAYS))
     say("jaeger: looking for every trace")
     missing = settled(lambda: readback.missing_traces(running.jaeger.url, sent.trace_ids), lambda left: not left)
     unique = len(sent.trace_ids)
     # Each answer names its trace, so fewer traces than requests is a fault as well.
     complete = not missing and unique == traces
     findings.append(Finding("traces in Jaeger", f"{traces}", f"{unique - len(missing)}", complete))
+    findings.append(totals.of_steps(running.jaeger.url))
     findings += _whole_trace(running, cloud, began)
     findings += _cloud_trace(cloud, sent)
     say("spans: comparing what was made with what is where")

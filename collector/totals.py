@@ -9,7 +9,7 @@ import json
 import secrets
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -19,13 +19,40 @@ from collector.report import Finding
 from collector.waiting import settled
 from otel_perf.settings import Settings
 
-__all__ = ["CLOUD_WAYS", "PUSHED", "ROUTES_PATH", "of_spans", "of_the_collector", "planted_secret", "required_routes"]
+__all__ = [
+    "CLOUD_WAYS",
+    "PUSHED",
+    "ROUTES_PATH",
+    "of_own_metrics",
+    "of_spans",
+    "of_steps",
+    "of_the_collector",
+    "planted_secret",
+    "required_routes",
+]
 
 CLOUD_WAYS = ("otlp", "legacy")
 # Both services, by the first way: scraped series have other jobs.
 PUSHED = 'job=~"streak|streak-push"'
 _GRAPH = 'traces_service_graph_request_total{job!="collector-scrape"'
 ROUTES_PATH = "/openapi.json"
+# What the service does, by the names of its spans, and in which requests.
+_STEPS = {
+    "log_activity": {"POST /api/activities"},
+    "update_weekly_consistency": {"POST /api/activities"},
+    "get_user_activities": {"GET /api/activities", "GET /api/calendar", "GET /api/insights"},
+    "run_daily_maintenance": {"POST /api/admin/maintenance"},
+}
+# What the service counts of its own, as Prometheus calls it; of what seldom happens there may be nothing yet.
+_OWN_METRICS = (
+    "streak_xp_total",
+    "streak_freezes_total",
+    "streak_maintenance_users_total",
+    "streak_cache_forgotten_total",
+    "streak_cache_degraded",
+    "streak_kpi_numerator",
+    "streak_kpi_denominator",
+)
 _METHODS = ("get", "put", "post", "delete", "patch")
 # Servers of this machine are asked directly, whatever proxy the environment names.
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -42,6 +69,44 @@ def required_routes(url: str) -> set[tuple[str, str]]:
         for method in methods
         if method in _METHODS and not any(fnmatchcase(path, pattern) for pattern in excluded)
     }
+
+
+def of_steps(url: str) -> Finding:
+    """Find each step of the service in Jaeger, as a span below the request that it is part of."""
+
+    def lacking() -> list[str]:
+        return [step for step, roots in _STEPS.items() if not _is_below(url, step, roots)]
+
+    left = settled(lacking, lambda steps: not steps)
+    found = f"{len(_STEPS) - len(left)}" + (f", without {', '.join(left)}" if left else "")
+    return Finding("steps of the service in Jaeger", f"{len(_STEPS)}", found, not left)
+
+
+def _is_below(url: str, step: str, roots: set[str]) -> bool:
+    for spans in readback.traces_with(url, "streak", step):
+        by_id = {span.span_id: span for span in spans}
+        for span in spans:
+            above: readback.Span | None = span if span.name == step else None
+            while above is not None and above.name not in roots:
+                above = by_id.get(above.parent_id or "")
+            if above is not None:
+                return True
+    return False
+
+
+def of_own_metrics(url: str, ways: Mapping[str, str]) -> Finding:
+    """Find what the service counts of its own, under the same names and with the same values by each way."""
+
+    def wrong() -> list[str]:
+        totals = {
+            name: {way: _total(url, f"{name}{{{labels}}}") for way, labels in ways.items()} for name in _OWN_METRICS
+        }
+        absent = {name for name in _OWN_METRICS if len(readback.query(url, f"count by (job) ({name})")) < len(ways)}
+        return [f"{name}: {by_way}" for name, by_way in totals.items() if name in absent or len({*by_way.values()}) > 1]
+
+    left = settled(wrong, lambda names: not names)
+    found = f"{len(_OWN_METRICS) - len(left)}" + (f"; {'; '.join(left)}" if left else "")
+    return Finding("own metrics of the service in Prometheus", f"{len(_OWN_METRICS)}", found, not left)
 
 
 def of_the_collector(running: pipeline.Pipeline) -> tuple[int, list[Finding]]:

@@ -18,7 +18,6 @@ import argparse
 import asyncio
 import json
 import secrets
-import select
 import socket
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import httpx
 from rich.console import Console, Group
@@ -57,29 +56,32 @@ class DemoError(Exception):
 
 @dataclass(slots=True)
 class _Service:
-    """One process of the demo: it writes its address on its first line."""
+    """One process of the demo: it writes its address as one of its first lines."""
 
     name: str
     process: subprocess.Popen[str]
-    log: IO[str]
+    log: Path
     url: str = ""
 
     def await_address(self, deadline: float) -> None:
         """Wait for the line with the address; raise `DemoError` when the process ends or stays silent."""
-        assert self.process.stdout is not None
+        prefix = f"{self.name}: http"
         while time.monotonic() < deadline:
-            readable, _, _ = select.select([self.process.stdout], [], [], 0.2)
-            line = self.process.stdout.readline() if readable else ""
-            if line.startswith(f"{self.name}: http"):
-                self.url = line.partition(": ")[2].strip()
-                return
-            if self.process.poll() is not None:
+            ended = self.process.poll() is not None
+            for line in self._lines():
+                if line.startswith(prefix) and line.endswith("\n"):
+                    self.url = line.partition(": ")[2].strip()
+                    return
+            if ended:
                 break
+            time.sleep(0.05)
         raise DemoError(f"{self.name} did not start:\n{self.tail()}")
 
     def tail(self) -> str:
-        self.log.seek(0)
-        return "".join(self.log.readlines()[-20:]) or "(it wrote nothing)"
+        return "".join(self._lines()[-20:]) or "(it wrote nothing)"
+
+    def _lines(self) -> list[str]:
+        return self.log.read_text("utf-8", "replace").splitlines(keepends=True)
 
     def stop(self) -> None:
         """SIGTERM, as a platform would; the service flushes. SIGKILL for one that does not go."""
@@ -90,22 +92,22 @@ class _Service:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
 
 
 def _start(stack: ExitStack, name: str, module: str, port: int, env: dict[str, str]) -> _Service:
-    log = stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115 -- the stack closes it
-    # A session of its own: Ctrl-C reaches the demo alone, which then reads the last figures and stops the rest.
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, "--port", str(port)],
-        cwd=Path(__file__).resolve().parent.parent,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-        start_new_session=True,
-    )
+    log = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="otel_perf-demo-"))) / f"{name}.log"
+    # A file, and no pipe: a pipe that nobody reads would stop the service when it is full.
+    with log.open("w") as output:
+        # A session of its own: Ctrl-C reaches the demo alone, which then reads the last figures and stops the rest.
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, "--port", str(port)],
+            cwd=Path(__file__).resolve().parent.parent,
+            env=env,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
     service = _Service(name, process, log)
     stack.callback(service.stop)
     service.await_address(time.monotonic() + _START_S)
@@ -254,6 +256,8 @@ def _demo(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         sink = stack.enter_context(Sink()) if _owns_sink() else None
         env = {**_environment(sink), "STREAK_DEMO": "1", "STREAK_SECRET": secret, "PYTHONUNBUFFERED": "1"}
+        # A line for each request would be nobody's to read, and fill the disk of a demo that runs for days.
+        env.setdefault("STREAK_LOG_LEVEL", "warning")
         with ExitStack() as services:
             _say.print("starting the push API and the streak service ...")
             push = _start(services, "push", "examples.streak.push", 0, env)

@@ -12,15 +12,18 @@ from fastapi import FastAPI
 from otel_perf import __version__, configure
 
 from .app import create_app
+from .logs import configure_logging
 from .serving import port_number, serve
-from .settings import BadSettingError
+from .settings import BadSettingError, Settings
 
 
 def _make_app() -> FastAPI:
+    settings = Settings.from_environment(os.environ)
     # The example has no release of its own, so it goes by that of the SDK.
     environment = os.environ.get("OTEL_PERF_ENVIRONMENT") or "demo"
     configure(service_name="streak", service_version=__version__, environment=environment)
-    return create_app()
+    configure_logging(settings)
+    return create_app(settings)
 
 
 def _main(argv: Sequence[str] | None = None) -> int:

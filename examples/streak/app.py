@@ -6,23 +6,33 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
 from fastapi import FastAPI
+from starlette.middleware.gzip import GZipMiddleware
 
+from . import admin, routes
+from .background import in_background
 from .cache import ReadCache, make_cache
 from .demo import demo_router, seed
+from .kpis import KpiBoard
+from .limits import BodyLimit, RateLimits
+from .logs import RequestLog
+from .maintenance import Maintenance
+from .page import add_page
+from .parts import Clock, Parts
 from .problems import add_problem_handlers
 from .push import PushClient
-from .routes import Clock, Parts, router
 from .service import Streaks
 from .settings import Settings
-from .store import Store, make_engine
+from .stores import open_database
 from .telemetry import observe
 
 __all__ = ["create_app"]
+
+_GZIP_FROM_BYTES = 1_000
 
 
 def _utc_now() -> datetime:
@@ -37,31 +47,41 @@ def create_app(settings: Settings | None = None, *, clock: Clock = _utc_now, pus
     settings = settings or Settings.from_environment(os.environ)
     # Without a database of one's own, the service takes a file with it when it goes.
     scratch = None if settings.database_url else Path(tempfile.mkdtemp(prefix="streak-"))
-    engine = make_engine(settings.database_url or f"sqlite+aiosqlite:///{scratch}/streak.db")
+    database = open_database(settings.database_url or f"sqlite+aiosqlite:///{scratch}/streak.db")
     cashews = make_cache(settings.redis_url)
-    store, cache = Store(engine), ReadCache(cashews)
+    cache = ReadCache(cashews)
     push = push or PushClient(settings.push_url)
-    parts = Parts(settings.secret, clock, store, cache, push, Streaks(store, cache, push))
+    kpis = KpiBoard(database.store)
+    streaks = Streaks(database.store, cache, push)
+    maintenance = Maintenance(database.runs, cache, push, settings)
+    limits = RateLimits(settings.requests_per_minute, settings.redis_url)
+    parts = Parts(settings, clock, database, cache, streaks, maintenance, kpis, limits)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        try:
-            await store.create_tables()
-            if settings.demo:
-                await seed(engine, parts.today)
-            yield
-        finally:
-            await parts.push.close()
-            await cache.close()
-            await engine.dispose()
+        async with AsyncExitStack() as stack:
             if scratch is not None:
-                shutil.rmtree(scratch, ignore_errors=True)
+                stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+            stack.push_async_callback(database.close)
+            stack.push_async_callback(cache.close)
+            stack.push_async_callback(push.close)
+            stack.push_async_callback(limits.close)
+            await database.prepare()
+            if settings.demo:
+                await seed(database, parts.today)
+            await stack.enter_async_context(in_background(parts))
+            yield
 
     app = FastAPI(title="streak", lifespan=lifespan)
     app.state.parts = parts
-    app.include_router(router)
+    app.include_router(routes.router)
+    app.include_router(admin.router)
     if settings.demo:
         app.include_router(demo_router())
+    add_page(app)
     add_problem_handlers(app)
-    observe(app, engine, cashews)
+    app.add_middleware(BodyLimit)
+    app.add_middleware(GZipMiddleware, minimum_size=_GZIP_FROM_BYTES)
+    app.add_middleware(RequestLog)
+    observe(app, database.measured, cashews, kpis=kpis.current)
     return app

@@ -1,92 +1,176 @@
 """The daily maintenance: who missed a day spends a freeze or loses the streak, and who is about to is told.
 
-Users are taken a batch at a time in the order of their names, each batch in a transaction of its own, so memory stays
-the same however many there are, and a run that was ended half-way goes on where it was: whoever has been seen today is
-not seen again.
+Users are taken a batch at a time in the order of their names, a few batches at once, each in a transaction of its own
+that says what it has accounted for. So memory stays the same however many there are, and a run that was ended half-way
+goes on where it was: whoever was accounted for is not accounted for again.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import date
+from datetime import datetime
+
+import structlog
 
 from otel_perf import measure
 
-from .cache import LEADERBOARD, PROFILE, ReadCache
-from .push import MAX_MESSAGES, Message, PushClient
-from .records import Batch
-from .service import BOARD_SIZE
-from .store import Store
-from .telemetry import record_settled
+from . import rules
+from .batches import Batches, Progress
+from .cache import ReadCache
+from .effort import Effort
+from .leases import EXTEND_EVERY_S, TTL_S, AlreadyRunningError, Held, hold
+from .outbox import Outbox
+from .push import PushClient
+from .records import Run, Tally, Trigger
+from .retries import Retries
+from .settings import Settings
+from .stores import Runs
 
-__all__ = ["BATCH_SIZE", "Summary", "run_daily_maintenance"]
+__all__ = ["EVERY", "JOB", "AlreadyRunningError", "Maintenance", "NothingToResumeError", "Progress", "Summary"]
 
-# One call of the push API takes a batch.
-BATCH_SIZE = MAX_MESSAGES
+JOB = "streak.maintenance"
+EVERY = "1d"
+
+_log = structlog.get_logger("streak.maintenance")
 
 
-@dataclass(slots=True)
+class NothingToResumeError(Exception):
+    """There is no run of this day that ended half-way."""
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """What a run did, or, as a dry run, would have done."""
 
-    day: date
+    run: Run | None
+    """None for a dry run, which is not written down. Of a run that failed, it says so: nothing is raised for it."""
+    tally: Tally
     dry_run: bool
-    processed: int = 0
-    freezes_spent: int = 0
-    broken: int = 0
-    at_risk: int = 0
-    notified: int = 0
-
-    def add(self, batch: Batch) -> None:
-        """Count a batch."""
-        self.processed += len(batch.settled)
-        for _, settled in batch.settled:
-            self.freezes_spent += settled.freezes_spent
-            self.broken += bool(settled.broken)
-            self.at_risk += not settled.broken
+    repeated: bool
+    """The day's run was completed before: nothing was done now, but for messages that were left of it."""
+    seconds: float
 
 
-@measure("run_daily_maintenance", category="streak")
-async def run_daily_maintenance(
-    store: Store, cache: ReadCache, push: PushClient, today: date, *, dry_run: bool = False
-) -> Summary:
-    """Account for all days before today. A second run of a day finds nothing to do."""
-    summary = Summary(today, dry_run)
-    if dry_run:
+class Maintenance:
+    """Runs the maintenance, and knows the runs before."""
+
+    def __init__(
+        self,
+        runs: Runs,
+        cache: ReadCache,
+        push: PushClient,
+        settings: Settings,
+        *,
+        ttl_s: float = TTL_S,
+        extend_every_s: float = EXTEND_EVERY_S,
+    ) -> None:
+        self._runs = runs
+        self._cache = cache
+        self._push = push
+        self._settings = settings
+        self._ttl_s = ttl_s
+        self._extend_every_s = extend_every_s
+        self._listeners: list[Callable[[], None]] = []
+
+    def when_completed(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call a function after each run that changed something; what is returned ends that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    async def run(
+        self, now: datetime, trigger: Trigger = "cli", *, dry_run: bool = False, progress: Progress | None = None
+    ) -> Summary:
+        """Account for all days before today; a run of today that was ended half-way is taken up.
+
+        A day's run that is completed is not done again, so that whoever starts it may do so twice. `progress` is told
+        of each batch. Raises `AlreadyRunningError` while somebody else is at it.
+        """
+        if dry_run:
+            return await self._rehearse(now, progress)
+        async with self._hold(now) as held:
+            before = await self._runs.last_of(rules.day_of(now))
+            if before is not None and before.state == "completed":
+                return await self._repeat(before)
+            return await self._do(before, trigger, held, progress)
+
+    async def resume(self, now: datetime, trigger: Trigger = "cli", *, progress: Progress | None = None) -> Summary:
+        """Take up the run of today that was ended half-way, or raise `NothingToResumeError`.
+
+        Messages that are left of a completed run are something to resume as well.
+        """
+        async with self._hold(now) as held:
+            before = await self._runs.last_of(rules.day_of(now))
+            if before is None:
+                raise NothingToResumeError("there is no run of today to take up")
+            if before.state != "completed":
+                return await self._do(before, trigger, held, progress)
+            if not await self._runs.unsent(before.id, 1):
+                raise NothingToResumeError("the run of today is completed, and its messages are sent")
+            return await self._repeat(before)
+
+    async def history(self, limit: int, before: str | None = None) -> list[Run]:
+        """Return runs, newest first: those with an id below `before`."""
+        return await self._runs.history(limit, before)
+
+    def _hold(self, now: datetime) -> AbstractAsyncContextManager[Held]:
+        return hold(self._runs, now, ttl_s=self._ttl_s, extend_every_s=self._extend_every_s)
+
+    @measure("run_daily_maintenance", category="streak", attributes={"streak.dry_run": True})
+    async def _rehearse(self, now: datetime, progress: Progress | None) -> Summary:
         # Not a run of the job: it must not look as if today's had been done.
-        async for batch in _batches(store, today, dry_run=True):
-            summary.add(batch)
-        return summary
-    async with measure.job("streak.maintenance", every="1d") as job:
-        async for batch in _batches(store, today):
-            summary.add(batch)
-            job.items = summary.processed
-            summary.notified += await _tell(push, batch)
-            await _forget(cache, batch)
-            for _, settled in batch.settled:
-                record_settled(settled)
-    return summary
+        began_s = time.monotonic()
+        batches = Batches(self._runs, self._settings, rules.day_of(now), Retries(), progress)
+        await batches.rehearse()
+        return Summary(None, batches.tally, dry_run=True, repeated=False, seconds=time.monotonic() - began_s)
+
+    async def _repeat(self, before: Run) -> Summary:
+        began_s, retries = time.monotonic(), Retries()
+        notified = await Outbox(self._runs, self._push, before.id, retries).deliver_kept()
+        run = await self._runs.last_of(before.day) or before
+        seconds = time.monotonic() - began_s
+        _log.info(
+            "Daily streak maintenance was completed before", run_id=run.id, notified=notified, errors=retries.errors
+        )
+        return Summary(run, run.tally, dry_run=False, repeated=True, seconds=seconds)
+
+    async def _do(self, before: Run | None, trigger: Trigger, held: Held, progress: Progress | None) -> Summary:
+        began_s = time.monotonic()
+        # Declared here and not at the start: of the processes that could run it, only one that does misses a run.
+        async with measure.job(JOB, every=EVERY) as job, measure("run_daily_maintenance", category="streak") as step:
+            if before is None:
+                run = await self._runs.begin(rules.day_of(held.now), trigger, held.now)
+            else:
+                run = await self._runs.take_up(before.id)
+            effort = Effort(run, held, runs=self._runs, cache=self._cache, push=self._push, settings=self._settings)
+            run = await effort.make(progress)
+            job.items = step.items = effort.tally.processed
+            if run.error is not None:
+                job.fail(run.error)
+                step.fail(run.error)
+            seconds = time.monotonic() - began_s
+            _log_end(run, effort.retries.errors, seconds)
+        for listener in self._listeners:
+            listener()
+        return Summary(run, run.tally, dry_run=False, repeated=False, seconds=seconds)
 
 
-async def _batches(store: Store, today: date, *, dry_run: bool = False) -> AsyncIterator[Batch]:
-    after = ""
-    while True:
-        batch = await store.settle_batch(today, after=after, size=BATCH_SIZE, dry_run=dry_run)
-        # A batch may be short before the last one, when another run took some of its users: only an empty one ends it.
-        if batch.last is None:
-            return
-        yield batch
-        after = batch.last
-
-
-async def _tell(push: PushClient, batch: Batch) -> int:
-    """Notify those who lost their streak and those who lose it, or a freeze, unless they do something today."""
-    messages = [Message(user=name, kind="broken" if settled.broken else "at_risk") for name, settled in batch.settled]
-    return len(messages) if await push.send(*messages) else 0
-
-
-async def _forget(cache: ReadCache, batch: Batch) -> None:
-    changed = [PROFILE.key(user=name) for name, settled in batch.settled if settled.changed]
-    if changed:
-        await cache.forget(*changed, LEADERBOARD.key(limit=BOARD_SIZE))
+def _log_end(run: Run, errors: int, seconds: float) -> None:
+    tally = run.tally
+    figures = {
+        "users_processed": tally.processed,
+        "freezes_applied": tally.freezes_spent,
+        "streaks_broken": tally.broken,
+        "at_risk": tally.at_risk,
+        "notified": tally.notified,
+        "errors": errors,
+        "duration_ms": round(seconds * 1_000),
+        "run_id": run.id,
+        "resumed": run.resumed,
+    }
+    if run.error is None:
+        _log.info("Daily streak maintenance completed", **figures)
+    else:
+        _log.error("Daily streak maintenance failed", **figures, error=run.error)

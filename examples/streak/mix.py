@@ -20,8 +20,16 @@ _HOT_USERS = tuple(f"user-{number:03}" for number in range(12))
 _ALL_USERS = tuple(f"user-{number:03}" for number in range(300))
 _HOT_SHARE = 0.8
 _UNKNOWN_SHARE = 0.3
-_MAINTENANCE_AT = 20
-_MAINTENANCE_EACH = 500
+_FILTERED_SHARE = 0.3
+_ADMIN_EACH = 500
+# When within each round of requests an admin does what.
+_ADMIN_AT = {
+    20: ("POST", "/api/admin/maintenance"),
+    22: ("GET", "/api/admin/maintenance"),
+    24: ("POST", "/api/admin/maintenance/resume"),
+    26: ("GET", "/api/admin/kpis"),
+}
+_UNKNOWN_ID = "0" * 32
 _KNOWN_ACTIVITIES = 200
 _DAYS = (7, 30, 90, 365)
 
@@ -50,16 +58,21 @@ class Mix:
         self._secret = secret
         self._chance = chance
         self._made = 0
-        self._logged: deque[tuple[str, int]] = deque(maxlen=_KNOWN_ACTIVITIES)
+        self._logged: deque[tuple[str, str]] = deque(maxlen=_KNOWN_ACTIVITIES)
         weighted: tuple[tuple[Callable[[], Call], int], ...] = (
             (self._log_activity, 12),
             (self._calendar, 25),
             (self._consistency, 18),
-            (self._leaderboard, 16),
-            (self._profile, 16),
-            (self._activity, 5),
+            (self._leaderboard, 14),
+            (self._profile, 13),
+            (self._activities, 4),
+            (self._activity, 4),
+            (self._insights, 2),
+            (self._freeze, 2),
+            (self._recovery, 2),
             (self._report, 2),
             (self._flaky, 2),
+            (self._token, 1),
             (self._refused, 3),
             (self._nowhere, 1),
         )
@@ -68,14 +81,16 @@ class Mix:
     def next(self) -> Call:
         """Return the next request."""
         self._made += 1
-        if self._made % _MAINTENANCE_EACH == _MAINTENANCE_AT:
-            return self._maintenance()
+        admin = _ADMIN_AT.get(self._made % _ADMIN_EACH)
+        if admin is not None:
+            return self._as_admin(*admin)
         call: Call = self._chance.choices(self._makers, self._weights)[0]()
         return call
 
     def learn(self, call: Call, answer: httpx.Response) -> None:
         """Remember an activity that was logged, so that it can be asked for."""
-        if call.template == "/api/activities" and answer.status_code == httpx.codes.CREATED and call.user:
+        written = call.method == "POST" and answer.status_code == httpx.codes.CREATED
+        if written and call.template == "/api/activities" and call.user:
             self._logged.append((call.user, answer.json()["id"]))
 
     def _log_activity(self) -> Call:
@@ -94,12 +109,32 @@ class Mix:
     def _profile(self) -> Call:
         return self._get("/api/profile")
 
+    def _activities(self) -> Call:
+        params: dict[str, Any] = {"limit": self._chance.choice((5, 20, 100))}
+        if self._chance.random() < _FILTERED_SHARE:
+            params["category"] = self._chance.choice(CATEGORIES)
+        return self._get("/api/activities", params=params)
+
     def _activity(self) -> Call:
         template = "/api/activities/{activity_id}"
         if not self._logged or self._chance.random() < _UNKNOWN_SHARE:
-            return self._get(template, path="/api/activities/999999999")
+            return self._get(template, path=f"/api/activities/{_UNKNOWN_ID}")
         user, activity_id = self._chance.choice(self._logged)
         return self._get(template, path=f"/api/activities/{activity_id}", user=user)
+
+    def _insights(self) -> Call:
+        return self._get("/api/insights")
+
+    def _freeze(self) -> Call:
+        return self._chance.choice((lambda: self._get("/api/freeze"), lambda: self._post("/api/freeze", b"")))()
+
+    def _recovery(self) -> Call:
+        return self._chance.choice((lambda: self._get("/api/recovery"), lambda: self._post("/api/recovery", b"")))()
+
+    def _token(self) -> Call:
+        path = "/api/demo/token"
+        content = json.dumps({"name": self._someone()}).encode()
+        return Call("POST", path, path, headers={"Content-Type": _JSON}, content=content, optional=True)
 
     def _report(self) -> Call:
         return self._get("/api/report", optional=True)
@@ -125,10 +160,9 @@ class Mix:
             )
         )()
 
-    def _maintenance(self) -> Call:
+    def _as_admin(self, method: str, path: str) -> Call:
         token = mint(self._secret, "traffic", admin=True)
-        path = "/api/admin/maintenance"
-        return Call("POST", path, path, headers={"Authorization": f"Bearer {token}"})
+        return Call(method, path, path, headers={"Authorization": f"Bearer {token}"})
 
     def _get(
         self,

@@ -1,86 +1,40 @@
-"""The routes of the service."""
+"""What users ask for and do."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from datetime import date, datetime
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import APIRouter, Header, HTTPException, Path, Query, Response
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import SQLAlchemyError
 
-from . import rules
-from .auth import NotTrustedError, User, verify
-from .cache import ReadCache
-from .maintenance import run_daily_maintenance
-from .push import PushClient
+from . import answers, rules
+from .access import NeedsUser
+from .parts import NeedsParts
+from .problems import RefusedError, refusals
 from .records import Activity
-from .service import MAX_DAYS, Streaks
-from .store import Store
+from .service import BOARD_LIMIT, MAX_DAYS, freezes
 
-__all__ = ["Clock", "Parts", "parts_of", "router"]
+__all__ = ["CURSOR", "NewActivity", "router"]
 
-_MAX_ID = 2**63 - 1
+# One router, and what is asked for most comes first: a request is compared with one route after the other.
+router = APIRouter(prefix="/api", tags=["streaks"])
 
-router = APIRouter(prefix="/api")
+_KEY = r"^[!-~]+$"
+_MAX_KEY = 64
+_MAX_PAGE = 100
+#: Ids, and the cursors that are made of them: they sort by time, and what is logged meanwhile comes before the first.
+CURSOR = r"^[0-9a-f]{32}$"
 
-
-class Clock(Protocol):
-    """Tells the time. Tests have one of their own."""
-
-    def __call__(self) -> datetime:
-        """Return now, with its time zone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What the routes work with; `app.state.parts` holds it."""
-
-    secret: str
-    clock: Clock
-    store: Store
-    cache: ReadCache
-    push: PushClient
-    streaks: Streaks
-
-    @property
-    def today(self) -> date:
-        """Return the day that now belongs to."""
-        return rules.day_of(self.clock())
-
-
-async def parts_of(request: Request) -> Parts:
-    """Return the parts of the app that a request came to."""
-    parts: Parts = request.app.state.parts
-    return parts
-
-
-_bearer = HTTPBearer(auto_error=False, description="A token of `python -m examples.streak.auth`")
-_Parts = Annotated[Parts, Depends(parts_of)]
-
-
-async def _user(parts: _Parts, sent: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> User:
-    if sent is None:
-        raise _unauthorized("a token is missing: send `Authorization: Bearer <token>`")
-    try:
-        return verify(parts.secret, sent.credentials)
-    except NotTrustedError as refusal:
-        raise _unauthorized(str(refusal)) from None
-
-
-def _unauthorized(reason: str) -> HTTPException:
-    return HTTPException(401, reason, {"WWW-Authenticate": "Bearer"})
-
-
-_User = Annotated[User, Depends(_user)]
-
-
-async def _admin(user: _User) -> User:
-    if not user.admin:
-        raise HTTPException(403, "this is for admins")
-    return user
+_FREEZE_REFUSED = {
+    "no_streak": "you have no streak to hold: log an activity",
+    "no_freeze": "you hold no freeze: each seventh day of a streak earns one",
+    "day_is_held": "today counts already",
+}
+_RECOVERY_REFUSED = {
+    "nothing_lost": "you have lost no streak",
+    "too_late": "the streak that you lost could be had back for two days only",
+    "too_few_xp": "you have too few XP for it",
+}
 
 
 class NewActivity(BaseModel):
@@ -90,82 +44,153 @@ class NewActivity(BaseModel):
     minutes: Annotated[int, Field(ge=1, le=1_440)] = 15
     # PostgreSQL takes no text with a NUL in it.
     note: Annotated[str, Field(max_length=280, pattern=r"^[^\x00]*$")] | None = None
-    client_key: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[!-~]+$")] | None = None
+    client_key: Annotated[str, Field(min_length=1, max_length=_MAX_KEY, pattern=_KEY)] | None = None
     """The caller's own name of the activity: sent again, it is not logged again."""
 
 
-@router.post("/activities", status_code=201)
-async def log_activity(new: NewActivity, response: Response, user: _User, parts: _Parts) -> dict[str, Any]:
-    """Log an activity, and return what it earned."""
-    activity = Activity(new.category, new.minutes, new.note, new.client_key)
-    receipt, notified = await parts.streaks.log_activity(user.name, activity, parts.clock())
-    entry, state, logged = receipt.entry, receipt.state, receipt.logged
-    if logged is None:
-        response.status_code = 200
-    return {
-        **asdict(entry),
-        "streak": state.streak,
-        "longest": state.longest,
-        "freezes": state.freezes,
-        "total_xp": state.xp,
-        "bonus_earned": bool(logged and logged.bonus_earned),
-        "milestone": logged.milestone if logged else None,
-        "repeated": logged is None,
-        "notified": notified,
-    }
+def _or(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what else a user's route may answer."""
+    return refusals(401, 429, 503, *statuses)
 
 
-@router.get("/activities/{activity_id}")
-async def get_activity(
-    activity_id: Annotated[int, Path(ge=1, le=_MAX_ID)], user: _User, parts: _Parts
-) -> dict[str, Any]:
-    """Return one of the caller's own activities."""
-    found = await parts.streaks.activity(user.name, activity_id)
-    if found is None:
-        raise HTTPException(404, "you have no such activity")
-    return found
+@router.get("/calendar", summary="Get own calendar", response_model=answers.Calendar, responses=_or(422))
+async def get_calendar(caller: NeedsUser, days: Annotated[int, Query(ge=1, le=MAX_DAYS)] = 30) -> Response:
+    """Return the days on which the caller did something."""
+    return caller.answer(await caller.parts.streaks.calendar(caller.name, days, caller.today))
 
 
-@router.get("/profile")
-async def get_profile(user: _User, parts: _Parts) -> dict[str, Any]:
+@router.post(
+    "/activities",
+    status_code=201,
+    summary="Log an activity",
+    response_model=answers.Receipt,
+    responses={200: {"model": answers.Receipt, "description": "It was logged before"}, **_or(400, 413, 422)},
+)
+async def log_activity(
+    new: NewActivity,
+    caller: NeedsUser,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=_MAX_KEY,
+            pattern=_KEY,
+            description="As `client_key`; quotes around it, as the IETF's draft has them, are not part of it.",
+        ),
+    ] = None,
+) -> Response:
+    """Log an activity, and return what it earned.
+
+    With a key that is known it is not logged again: the answer is a 200 with what was logged first.
+    """
+    key = _one_key(new.client_key, idempotency_key)
+    activity = Activity(new.category, new.minutes, new.note, key)
+    receipt, is_new = await caller.parts.streaks.log_activity(caller.name, activity, caller.at)
+    return caller.answer(receipt, 201 if is_new else 200)
+
+
+def _one_key(in_body: str | None, in_header: str | None) -> str | None:
+    if in_header is not None and len(in_header) > 2 and in_header[0] == in_header[-1] == '"':
+        in_header = in_header[1:-1]
+    if in_body is not None and in_header is not None and in_body != in_header:
+        raise RefusedError(422, "`client_key` and `Idempotency-Key` differ: send one of them", reason="keys_differ")
+    return in_body if in_header is None else in_header
+
+
+@router.get("/consistency", summary="Get own week", response_model=answers.Consistency, responses=_or())
+async def get_consistency(caller: NeedsUser) -> Response:
+    """Return what the caller has done of the week's four categories."""
+    return caller.answer(await caller.parts.streaks.consistency(caller.name, caller.today))
+
+
+@router.get("/profile", summary="Get own profile", response_model=answers.Profile, responses=_or(404))
+async def get_profile(caller: NeedsUser) -> Response:
     """Return the caller at a glance."""
-    profile = await parts.streaks.profile(user.name)
+    profile = await caller.parts.streaks.profile(caller.name)
     if profile is None:
         raise HTTPException(404, "you have no profile yet: log a first activity")
-    return profile
+    return caller.answer(profile)
 
 
-@router.get("/calendar")
-async def get_calendar(
-    user: _User, parts: _Parts, days: Annotated[int, Query(ge=1, le=MAX_DAYS)] = 30
-) -> dict[str, Any]:
-    """Return the days on which the caller did something."""
-    return await parts.streaks.calendar(user.name, days, parts.today)
-
-
-@router.get("/consistency")
-async def get_consistency(user: _User, parts: _Parts) -> dict[str, Any]:
-    """Return what the caller has done of the week's four categories."""
-    return await parts.streaks.consistency(user.name, parts.today)
-
-
-@router.get("/leaderboard")
-async def get_leaderboard(_user: _User, parts: _Parts) -> list[dict[str, Any]]:
+@router.get(
+    "/leaderboard", summary="Get the longest streaks", response_model=list[answers.Standing], responses=_or(422)
+)
+async def get_leaderboard(caller: NeedsUser, limit: Annotated[int, Query(ge=1, le=BOARD_LIMIT)] = 10) -> Response:
     """Return the longest streaks."""
-    return await parts.streaks.leaderboard()
+    return caller.answer(await caller.parts.streaks.leaderboard(limit))
 
 
-@router.post("/admin/maintenance", dependencies=[Depends(_admin)])
-async def run_maintenance(parts: _Parts, dry_run: bool = False) -> dict[str, Any]:
-    """Run the day's maintenance, or tell what it would do."""
-    summary = await run_daily_maintenance(parts.store, parts.cache, parts.push, parts.today, dry_run=dry_run)
-    return asdict(summary)
+@router.get("/activities", summary="List own activities", response_model=answers.Page, responses=_or(422))
+async def list_activities(
+    caller: NeedsUser,
+    limit: Annotated[int, Query(ge=1, le=_MAX_PAGE)] = 20,
+    cursor: Annotated[str | None, Query(pattern=CURSOR, description="`next` of the page before.")] = None,
+    category: rules.Category | None = None,
+) -> Response:
+    """Return the caller's activities, newest first, and the cursor of the next page: null on the last one."""
+    return caller.answer(await caller.parts.streaks.activities(caller.name, limit, cursor, category))
 
 
-@router.get("/health")
-async def get_health(parts: _Parts) -> dict[str, str]:
-    """Tell whether the service can work."""
-    try:
-        return await parts.streaks.health()
-    except (SQLAlchemyError, OSError) as problem:
-        raise HTTPException(503, f"the database does not answer ({type(problem).__name__})") from None
+@router.get(
+    "/activities/{activity_id}",
+    summary="Get one own activity",
+    response_model=answers.Entry,
+    responses=_or(404, 422),
+)
+async def get_activity(activity_id: Annotated[str, Path(pattern=CURSOR)], caller: NeedsUser) -> Response:
+    """Return one of the caller's own activities."""
+    found = await caller.parts.streaks.activity(caller.name, activity_id)
+    if found is None:
+        raise HTTPException(404, "you have no such activity")
+    return caller.answer(found)
+
+
+@router.get("/freeze", summary="Get own freezes", response_model=answers.Freezes, responses=_or())
+async def get_freeze(caller: NeedsUser) -> Response:
+    """Return how many freezes the caller holds, and whether one could be applied today."""
+    return caller.answer(await caller.parts.streaks.freeze(caller.name, caller.today))
+
+
+@router.post("/freeze", summary="Apply a freeze to today", response_model=answers.Freezes, responses=_or(409))
+async def apply_freeze(caller: NeedsUser) -> Response:
+    """Let a freeze hold today, so that nothing has to be done on it."""
+    applied = await caller.parts.streaks.apply_freeze(caller.name, caller.today)
+    if applied.refusal is not None:
+        raise RefusedError(409, _FREEZE_REFUSED[applied.refusal], reason=applied.refusal)
+    return caller.answer(freezes(applied.state, caller.today))
+
+
+@router.get("/recovery", summary="Get what could be bought back", response_model=answers.Recovery, responses=_or())
+async def get_recovery(caller: NeedsUser) -> Response:
+    """Return the streak that the caller lost, what it costs to have it back, and until when."""
+    return caller.answer(await caller.parts.streaks.recovery(caller.name, caller.today))
+
+
+@router.post("/recovery", summary="Buy the lost streak back", response_model=answers.Recovered, responses=_or(409))
+async def recover(caller: NeedsUser) -> Response:
+    """Buy the streak back that ended last."""
+    recovered = await caller.parts.streaks.recover(caller.name, caller.today)
+    if recovered.refusal is not None:
+        raise RefusedError(409, _RECOVERY_REFUSED[recovered.refusal], reason=recovered.refusal)
+    state = recovered.state
+    return caller.answer(
+        {
+            "recovered": recovered.recovered,
+            "paid_xp": recovered.paid_xp,
+            "streak": state.streak,
+            "longest": state.longest,
+            "xp": state.xp,
+        }
+    )
+
+
+@router.get("/insights", summary="Get what one's own past says", response_model=answers.Insights, responses=_or())
+async def get_insights(caller: NeedsUser) -> Response:
+    """Return the caller's own history, best day, and the risk of losing the streak today."""
+    return caller.answer(await caller.parts.streaks.insights(caller.name, caller.at))
+
+
+@router.get("/health", summary="Tell whether the service works", responses=refusals(503))
+async def get_health(parts: NeedsParts) -> answers.Health:
+    """Tell whether the service can work; without its cache or the push API it goes on, degraded."""
+    return answers.Health.model_validate(await parts.streaks.health())

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date, datetime, timedelta
 from typing import Any
 
 from otel_perf import measure
 
-from . import rules
-from .cache import CALENDAR, CONSISTENCY, LEADERBOARD, PROFILE, ReadCache
-from .push import Kind, Message, PushClient
-from .records import Activity, Receipt
-from .store import Store
-from .telemetry import record_logged
+from . import metrics, rules
+from .cache import BOARD_LIMIT, CALENDAR, CONSISTENCY, LEADERBOARD, PROFILE, ReadCache
+from .insights import insights
+from .push import PushClient
+from .records import Activity, Day, Entry, Kind, Message, Receipt
+from .stores import Store
 
-__all__ = ["BOARD_SIZE", "MAX_DAYS", "Streaks"]
+__all__ = ["BOARD_LIMIT", "MAX_DAYS", "Streaks", "freezes"]
 
 MAX_DAYS = 365
-BOARD_SIZE = 10
 
 
 class Streaks:
-    """The use cases. What it returns is ready for JSON."""
+    """The use cases. What it returns is ready for JSON, and may be a cached value: it is not to be changed."""
 
     def __init__(self, store: Store, cache: ReadCache, push: PushClient) -> None:
         self._store = store
@@ -30,21 +30,35 @@ class Streaks:
         self._push = push
 
     @measure("log_activity", category="streak")
-    async def log_activity(self, user: str, activity: Activity, at: datetime) -> tuple[Receipt, bool]:
-        """Log an activity; the second value tells whether the user's devices were told."""
-        known = await self.profile(user) is not None
+    async def log_activity(self, user: str, activity: Activity, at: datetime) -> tuple[dict[str, Any], bool]:
+        """Log an activity, and tell what it earned and whether it is new: its client key may have been there before."""
         receipt = await self._store.log_activity(user, activity, at)
-        if receipt.logged is None:
-            return receipt, False
-        record_logged(activity.category, receipt.logged)
-        await self._forget(user, board=receipt.logged.grew)
-        kind = _kind(receipt.logged, known=known)
-        return receipt, await self._push.send(Message(user=user, kind=kind))
+        logged = receipt.logged
+        if logged is None:
+            return _receipt(receipt, notified=False), False
+        metrics.record_logged(activity.category, logged)
+        await self._forget(user, board=logged.grew or logged.settled.broken > 0)
+        kind = _kind(logged)
+        notified = kind is not None and await self._push.send(Message(user, kind))
+        return _receipt(receipt, notified=notified), True
 
-    async def activity(self, user: str, activity_id: int) -> dict[str, Any] | None:
+    @measure("get_user_activities", category="streak")
+    async def activities(
+        self, user: str, limit: int, before: str | None, category: rules.Category | None
+    ) -> dict[str, Any]:
+        """Return a page of what the user did, newest first, and the cursor of the next one."""
+        # One more than is shown tells whether there is a next page.
+        entries = await self._store.activities(user, limit=limit + 1, before=before, category=category)
+        shown = entries[:limit]
+        return {
+            "activities": [_entry(entry) for entry in shown],
+            "next": shown[-1].id if len(entries) > limit else None,
+        }
+
+    async def activity(self, user: str, activity_id: str) -> dict[str, Any] | None:
         """Return one of the user's activities."""
         entry = await self._store.activity(user, activity_id)
-        return None if entry is None else {**asdict(entry), "day": entry.day.isoformat()}
+        return None if entry is None else _entry(entry)
 
     async def profile(self, user: str) -> dict[str, Any] | None:
         """Return the user at a glance; None before the first activity."""
@@ -58,15 +72,10 @@ class Streaks:
 
     async def calendar(self, user: str, days: int, today: date) -> dict[str, Any]:
         """Return the last days, today included. All share one cached year, however many are asked for."""
-        year = await self._cache.read(CALENDAR, lambda: self._get_user_activities(user, today), user=user)
+        year = await self._year(user, today)
         since = (today - timedelta(days=days - 1)).isoformat()
         shown = [day for day in year if since <= day["day"]]
         return {"from": since, "to": today.isoformat(), "active_days": len(shown), "days": shown}
-
-    @measure("get_user_activities", category="streak")
-    async def _get_user_activities(self, user: str, today: date) -> list[dict[str, Any]]:
-        days = await self._store.calendar(user, today - timedelta(days=MAX_DAYS - 1), today)
-        return [{**asdict(day), "day": day.day.isoformat()} for day in days]
 
     async def consistency(self, user: str, today: date) -> dict[str, Any]:
         """Return what is done and what is missing of the week's four categories."""
@@ -92,32 +101,132 @@ class Streaks:
             "multiplier": rules.BONUS_MULTIPLIER if bonus else 1.0,
         }
 
-    async def leaderboard(self) -> list[dict[str, Any]]:
+    async def leaderboard(self, limit: int = BOARD_LIMIT) -> list[dict[str, Any]]:
         """Return the longest streaks. XP in it may be as old as the strategy's TTL, streaks are not."""
 
         async def load() -> list[dict[str, Any]]:
-            return [asdict(standing) for standing in await self._store.leaderboard(BOARD_SIZE)]
+            return [asdict(standing) for standing in await self._store.leaderboard(BOARD_LIMIT)]
 
-        board: list[dict[str, Any]] = await self._cache.read(LEADERBOARD, load, limit=BOARD_SIZE)
-        return board
+        board: list[dict[str, Any]] = await self._cache.read(LEADERBOARD, load, limit=BOARD_LIMIT)
+        return board[:limit]
+
+    async def insights(self, user: str, now: datetime) -> dict[str, Any]:
+        """Return what the user's own past says."""
+        year = await self._year(user, rules.day_of(now))
+        days = [Day(date.fromisoformat(day["day"]), day["activities"], day["xp"]) for day in year]
+        totals = await self._store.totals(user)
+        return asdict(insights(days, totals, await self._store.state(user), now))
+
+    async def freeze(self, user: str, today: date) -> dict[str, Any]:
+        """Return how the user's freezes stand."""
+        return freezes(await self._store.state(user), today)
+
+    async def apply_freeze(self, user: str, today: date) -> rules.Applied:
+        """Let a freeze hold today, unless there is a reason not to."""
+        applied = await self._store.apply_freeze(user, today)
+        metrics.record_freeze(applied)
+        if applied.applied or applied.settled.changed:
+            await self._forget(user, board=applied.settled.broken > 0)
+        return applied
+
+    async def recovery(self, user: str, today: date) -> dict[str, Any]:
+        """Return what the user could buy back, at which price, until when."""
+        state = await self._store.state(user)
+        tried = rules.recover(state, today)
+        # Of the state as it is before the purchase: what was settled is in `tried.settled`.
+        state = tried.settled.state
+        lost = state.lost_streak if tried.refusal in (None, "too_few_xp") else 0
+        last_day = None if state.lost_on is None else state.lost_on + timedelta(days=rules.RECOVERY_DAYS - 1)
+        return {
+            "lost_streak": lost,
+            "price_xp": rules.recovery_cost_xp(lost),
+            "xp": state.xp,
+            "until": rules.ends_at(last_day).isoformat() if lost and last_day else None,
+            "can_recover": tried.refusal is None,
+            "reason": tried.refusal,
+        }
+
+    async def recover(self, user: str, today: date) -> rules.Recovered:
+        """Buy back the streak that ended last, unless there is a reason not to."""
+        recovered = await self._store.recover(user, today)
+        metrics.record_recovery(recovered)
+        if recovered.recovered or recovered.settled.changed:
+            await self._forget(user, board=True)
+        return recovered
 
     async def health(self) -> dict[str, str]:
         """Raise when the store does not answer; without a cache the service goes on, and says so."""
         await self._store.ping()
-        return {"status": "ok", "cache": "ok" if await self._cache.ping() else "degraded"}
+        cache = "ok" if await self._cache.ping() else "degraded"
+        return {"status": "ok", "cache": cache, "push": "ok" if self._push.available else "degraded"}
+
+    async def _year(self, user: str, today: date) -> list[dict[str, Any]]:
+        year: list[dict[str, Any]] = await self._cache.read(
+            CALENDAR, lambda: self._get_user_activities(user, today), user=user
+        )
+        return year
+
+    @measure("get_user_activities", category="streak")
+    async def _get_user_activities(self, user: str, today: date) -> list[dict[str, Any]]:
+        days: Sequence[Day] = await self._store.calendar(user, today - timedelta(days=MAX_DAYS - 1), today)
+        return [{"day": day.day.isoformat(), "activities": day.activities, "xp": day.xp} for day in days]
 
     async def _forget(self, user: str, *, board: bool) -> None:
-        keys = [strategy.key(user=user) for strategy in (CALENDAR, CONSISTENCY, PROFILE)]
-        if board:
-            keys.append(LEADERBOARD.key(limit=BOARD_SIZE))
-        await self._cache.forget(*keys)
+        await self._cache.forget_user(user, board=board)
 
 
-def _kind(logged: rules.Logged, *, known: bool) -> Kind:
-    if not known:
+def _kind(logged: rules.Logged) -> Kind | None:
+    """Return what the user is told of, if anything: one message at most, of what matters most."""
+    if logged.settled.state.last_active is None:
         return "welcome"
     if logged.bonus_earned:
         return "bonus"
     if logged.milestone:
         return "milestone"
-    return "first_today" if logged.grew else "logged"
+    return "first_today" if logged.grew else None
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    # By hand: `asdict` copies deeply, and a page has a hundred of them.
+    return {
+        "id": entry.id,
+        "at": entry.at.isoformat(),
+        "day": entry.day.isoformat(),
+        "category": entry.category,
+        "minutes": entry.minutes,
+        "note": entry.note,
+        "xp": entry.xp,
+        "bonus_xp": entry.bonus_xp,
+    }
+
+
+def _receipt(receipt: Receipt, *, notified: bool) -> dict[str, Any]:
+    state, logged = receipt.state, receipt.logged
+    return {
+        **_entry(receipt.entry),
+        "streak": state.streak,
+        "longest": state.longest,
+        "freezes": state.freezes,
+        "total_xp": state.xp,
+        "bonus_earned": logged is not None and logged.bonus_earned,
+        "milestone": logged.milestone if logged else None,
+        "repeated": logged is None,
+        "notified": notified,
+    }
+
+
+def freezes(state: rules.State, today: date) -> dict[str, Any]:
+    """Return how the freezes of a state stand today."""
+    tried = rules.apply_freeze(state, today)
+    # As it is before one is applied, with the days that are over accounted for.
+    state = tried.settled.state
+    return {
+        "held": state.freezes,
+        "max": rules.MAX_FREEZES,
+        "earned": state.freezes_earned,
+        "used": state.freezes_used,
+        "next_at_streak": (state.streak // rules.DAYS_PER_FREEZE + 1) * rules.DAYS_PER_FREEZE,
+        "today_is_held": state.held_on(today),
+        "can_apply": tried.applied,
+        "reason": tried.refusal,
+    }

@@ -35,7 +35,7 @@ def serve(make_app: Callable[[], FastAPI], name: str, *, host: str, port: int) -
         app = make_app()
         shown = f"[{host}]" if ":" in host else host
         print(f"{name}: http://{shown}:{listener.getsockname()[1]}", flush=True)
-        config = uvicorn.Config(app, log_level="warning", access_log=False)
+        config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False)
         server = uvicorn.Server(config)
         # uvicorn has shut down in order by then, and only hands Ctrl-C on to whoever started it.
         with suppress(KeyboardInterrupt):

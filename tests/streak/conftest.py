@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import os
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
+import psycopg
 import pytest
 from fastapi import FastAPI
+from psycopg import sql
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from examples.streak import tables
+from collector import servers
 from examples.streak.app import create_app
 from examples.streak.auth import mint
 from examples.streak.push import Message, PushClient, create_push_app
 from examples.streak.settings import Settings
-from examples.streak.store import Store, make_engine
+from examples.streak.stores import Database, Store, open_database, tables
 
 SECRET = "0123456789abcdef-for-tests"
 # A Wednesday, noon.
@@ -51,7 +56,7 @@ class Service:
 
     @property
     def engine(self) -> AsyncEngine:
-        engine: AsyncEngine = self.app.state.parts.store._engine
+        engine: AsyncEngine = self.app.state.parts.database.measured[0]
         return engine
 
     def as_user(self, name: str = "ada", *, admin: bool = False) -> dict[str, str]:
@@ -59,6 +64,9 @@ class Service:
 
     async def get(self, path: str, user: str = "ada", **params: Any) -> httpx.Response:
         return await self.http.get(path, headers=self.as_user(user), params=params)
+
+    async def post(self, path: str, user: str = "ada", *, admin: bool = False, **params: Any) -> httpx.Response:
+        return await self.http.post(path, headers=self.as_user(user, admin=admin), params=params)
 
     async def log(self, category: str = "learn", user: str = "ada", **more: Any) -> httpx.Response:
         body = {"category": category, **more}
@@ -96,7 +104,14 @@ def start(tmp_path: Path) -> Start:
     ) -> AsyncIterator[Service]:
         push_app = create_push_app(delay_s=0)
         push = PushClient("http://push", transport=push_transport or httpx.ASGITransport(push_app))
-        given = {"database_url": f"sqlite+aiosqlite:///{tmp_path}/streak.db", "secret": SECRET, **settings}
+        # What goes on by itself would be among what a test counts.
+        given = {
+            "database_url": f"sqlite+aiosqlite:///{tmp_path}/streak.db",
+            "secret": SECRET,
+            "warm_up": 0,
+            "kpis_every_s": 0,
+            **settings,
+        }
         clock = Clock()
         app = create_app(Settings(**given), clock=clock, push=push)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -115,24 +130,44 @@ async def service(start: Start) -> AsyncIterator[Service]:
         yield running
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture(params=["sqlite", "postgresql", "firestore"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The address of an empty database of each kind."""
     if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path}/store.db"
-    url: str = request.getfixturevalue("postgresql_server").url
-    return url
+        yield f"sqlite+aiosqlite:///{tmp_path}/store.db"
+    elif request.param == "postgresql":
+        yield request.getfixturevalue("fresh_postgresql")
+    else:
+        address = request.getfixturevalue("firestore_emulator").address
+        with mock.patch.dict(os.environ, FIRESTORE_EMULATOR_HOST=address):
+            yield f"firestore://tests-{uuid.uuid4().hex[:12]}/(default)"
 
 
 @pytest.fixture
-async def store(database_url: str) -> AsyncIterator[Store]:
-    engine = make_engine(database_url)
-    made = Store(engine)
-    await made.create_tables()
-    yield made
-    async with engine.begin() as connection:
-        await connection.run_sync(tables.metadata.drop_all)
-    await engine.dispose()
+def fresh_postgresql(postgresql_server: servers.PostgreSQL) -> Iterator[str]:
+    """The address of an empty PostgreSQL database, which is dropped afterwards."""
+    name = f"streak_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgresql_server.dsn, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        yield postgresql_server.url.rpartition("/")[0] + f"/{name}"
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """An empty database of each kind, opened and prepared."""
+    opened = open_database(database_url)
+    try:
+        await opened.prepare()
+        yield opened
+    finally:
+        await opened.close()
+
+
+@pytest.fixture
+async def store(database: Database) -> Store:
+    """What users ask for and do, on each kind of database."""
+    return database.store
 
 
 @dataclass

@@ -29,13 +29,12 @@ def _named(spans: Iterable[ReadableSpan], **attributes: Any) -> list[ReadableSpa
 
 
 async def test_logging_is_one_trace_through_both_services(telemetry: Telemetry, service: Service) -> None:
-    """Logging an activity is one trace: request, missed cache, queries, external call, the push API's request."""
+    """Logging an activity is one trace: request, steps, queries, forgotten values, external call, its request."""
     with instrument(service.push):
         assert (await service.log()).status_code == 201
     trace = _trace(telemetry.spans, "POST /api/activities")
     assert {"log_activity", "update_weekly_consistency"} <= {span.name for span in trace}
-    (missed,) = _named(trace, cache__operation__name="get", cache__strategy="PROFILE")
-    assert (missed.attributes or {})["cache.result"] == "miss"
+    assert _named(trace, cache__operation__name="delete_many")
     assert _named(trace, db__operation__name="SELECT", db__collection__name="streak_users")
     assert _named(trace, db__operation__name="INSERT", db__collection__name="streak_activities")
     (external,) = _named(trace, external__operation="send", service__peer__name="push")
@@ -47,12 +46,44 @@ async def test_logging_is_one_trace_through_both_services(telemetry: Telemetry, 
     assert pushed.parent.span_id == called.context.span_id
 
 
+async def test_the_push_api_is_called_when_there_is_something_to_say(telemetry: Telemetry, service: Service) -> None:
+    """The first activity of all and of a day are told; another one of the same day makes no external call."""
+    kinds = []
+    for pass_day in (False, False, True, False):
+        if pass_day:
+            service.clock.pass_days()
+        calls = len(_named(telemetry.spans, external__operation="send"))
+        await service.log()
+        kinds.append(len(_named(telemetry.spans, external__operation="send")) - calls)
+    assert kinds == [1, 0, 1, 0]
+    assert service.told() == ["welcome", "first_today"]
+
+
+async def test_the_four_steps_have_spans_and_times(telemetry: Telemetry, service: Service) -> None:
+    """Each of the four steps is a span within the request that it is part of, and is timed."""
+    await service.log()
+    await service.get("/api/activities")
+    service.clock.pass_days(2)
+    await service.maintain()
+    roots = {
+        "log_activity": "POST /api/activities",
+        "update_weekly_consistency": "POST /api/activities",
+        "get_user_activities": "GET /api/activities",
+        "run_daily_maintenance": "POST /api/admin/maintenance",
+    }
+    for step, root in roots.items():
+        assert step in {span.name for span in _trace(telemetry.spans, root)}, step
+    timed = {point.attributes["operation.name"] for point in telemetry.points("operation.duration")}
+    assert set(roots) - {"run_daily_maintenance"} <= timed
+
+
 async def test_requests_are_counted_by_route(telemetry: Telemetry, start: Start) -> None:
     """Each answer is counted once, under its template and status; health is not."""
     # The push API is not an app of this process here: FastAPI would count its requests by itself.
     async with start(push_transport=httpx.MockTransport(lambda _: httpx.Response(202))) as service:
         written = (await service.log()).json()["id"]
-        for path in (f"/api/activities/{written}", "/api/activities/999", "/api/nowhere", "/api/health"):
+        paths = (f"/api/activities/{written}", f"/api/activities/{'0' * 32}", "/api/nowhere", "/api/health")
+        for path in paths:
             await service.get(path)
         await service.get("/api/calendar", days=0)
     points = telemetry.points("http.server.request.duration")
@@ -110,6 +141,27 @@ async def test_maintenance_is_a_job(telemetry: Telemetry, service: Service) -> N
     assert "run_daily_maintenance" in {span.name for span in telemetry.spans}
 
 
+async def test_maintenance_of_a_day_is_one_trace(telemetry: Telemetry, service: Service) -> None:
+    """Its queries and its calls of the push API belong to the request that asked for it."""
+    await service.log()
+    service.clock.pass_days()
+    with instrument(service.push):
+        await service.maintain()
+    trace = _trace(telemetry.spans, "POST /api/admin/maintenance")
+    assert _named(trace, db__operation__name="UPDATE")
+    assert _named(trace, external__operation="send", service__peer__name="push")
+
+
+async def test_kpis_of_the_app(telemetry: Telemetry, service: Service) -> None:
+    """The KPIs that were counted last are shown as numerator and denominator."""
+    await service.log()
+    parts = service.app.state.parts
+    await parts.kpis.count(service.clock(), parts.today)
+    (active,) = telemetry.points("streak.kpi.numerator", kpi="active_streaks")
+    (users,) = telemetry.points("streak.kpi.denominator", kpi="active_streaks")
+    assert (active.value, users.value) == (1, 1)
+
+
 async def test_own_metrics(telemetry: Telemetry, service: Service) -> None:
     """Broken streaks, freezes, bonuses and XP are counted as the catalogue declares them."""
     for _ in range(7):
@@ -122,6 +174,6 @@ async def test_own_metrics(telemetry: Telemetry, service: Service) -> None:
     assert [p.value for p in telemetry.points("streak.freezes", change="earned")] == [1]
     assert [p.value for p in telemetry.points("streak.freezes", change="spent")] == [1]
     assert [p.value for p in telemetry.points("streak.bonuses")] == [1]
-    assert [p.value for p in telemetry.points("streak.broken", reason="missed")] == [1]
+    assert [p.value for p in telemetry.points("streak.broken", reason="freezes_exhausted")] == [1]
     assert [p.value for p in telemetry.points("streak.xp", category="learn")] == [8 * 20]
     assert [p.value for p in telemetry.points("streak.xp", category="connect")] == [30]

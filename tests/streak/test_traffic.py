@@ -34,7 +34,7 @@ class _Peer(BaseHTTPRequestHandler):
         if path == self.silent_on:
             self.close_connection = True
             return
-        status = 404 if path in ("/api/flaky", "/api/report", "/api/nowhere") else 200
+        status = 404 if path in ("/api/flaky", "/api/report", "/api/demo/token", "/api/nowhere") else 200
         self.asked[self.command, path, status] += 1
         self.send_response(status)
         self.send_header("Content-Length", "2")
@@ -106,11 +106,16 @@ def test_mix_has_all_routes() -> None:
         "",
         "/api/activities",
         "/api/activities/{activity_id}",
+        "/api/admin/kpis",
         "/api/admin/maintenance",
+        "/api/admin/maintenance/resume",
         "/api/calendar",
         "/api/consistency",
+        "/api/freeze",
+        "/api/insights",
         "/api/leaderboard",
         "/api/profile",
+        "/api/recovery",
     }
 
 
