@@ -27,6 +27,7 @@ __all__ = ["VARIANTS", "Plan", "plan", "run"]
 VARIANTS = {"5 routes": ("plain", 5), "200 routes": ("plain", 200), "query": ("query", 5), "context": ("context", 5)}
 
 _RETRIED_AFTER_S = 0.2
+_STRETCHES = 4  # of a round of calls through a library
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +148,17 @@ class _Run:
         for turn in range(self._plan.rounds if self._plan.libraries else 0):
             self.say(f"CPU per call of a library, round {turn + 1} of {self._plan.rounds}")
             for library in self._plan.libraries:
-                for arm in LIBRARIES[library][1]:
-                    self._try(name_of(library, arm), partial(self._library, library, arm))
+                # Short stretches and more of them, as under load: a call over a socket varies more than what is added.
+                for _ in range(_STRETCHES):
+                    for arm in LIBRARIES[library][1]:
+                        self._try(name_of(library, arm), partial(self._library, library, arm))
 
     def _library(self, library: str, arm: str) -> None:
         where = {"BENCH_HTTP": self._started.sink}
         if library in REDIS:
             where["BENCH_REDIS"] = self._started.redis_url()
         child = self._started.child(name_of(library, arm), where)
-        value = child.ask("cpu", times=max(250, self._plan.requests // 250 * 250))
+        value = child.ask("cpu", times=max(250, self._plan.requests // _STRETCHES))
         self.results.libraries.setdefault((library, arm), []).append(value)
 
     def micro(self) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+from datetime import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from collector.pipeline import PORTS
+from examples.streak.settings import Settings
+from tests.streak.variables import VARIABLES
 
 _ROOT = Path(__file__).resolve().parents[2]
 _TEXT = (_ROOT / "docker-compose.otel.yml").read_text(encoding="utf-8")
@@ -16,12 +20,29 @@ _COMPOSE: dict[str, Any] = yaml.safe_load(_TEXT)
 _SERVICES: dict[str, dict[str, Any]] = _COMPOSE["services"]
 # These images hold one program and no shell, or nothing that could ask a port; the file says so beside each.
 _NO_HEALTH_CHECK = {"otelcol", "jaeger", "otelcol-queue"}
+_OURS = {name: service for name, service in _SERVICES.items() if "build" in service}
+
+
+def _as_given(text: str, **given: str) -> str:
+    """Put variables in as compose does: what is given, or else the default."""
+
+    def value(match: re.Match[str]) -> str:
+        name, operator, word = match.groups()
+        if operator == "-":
+            return given.get(name, word)
+        return given.get(name) or ("letters-and-digits" if operator == ":?" else word)
+
+    return re.sub(r"\$\{(\w+)(:-|:\?|-)([^}]*)\}", value, text)
+
+
+def _environment(name: str, **given: str) -> dict[str, str]:
+    return {variable: _as_given(text, **given) for variable, text in _OURS[name]["environment"].items()}
 
 
 def test_all_parts_are_there() -> None:
     """The service, its neighbours and the whole pipeline."""
     assert set(_SERVICES) == {
-        "streak", "push", "redis", "postgres", "otelcol-queue", "otelcol", "jaeger", "prometheus", "grafana",
+        "streak", "push", "maintenance", "redis", "postgres", "otelcol-queue", "otelcol", "jaeger", "prometheus", "grafana",
     }  # fmt: skip
 
 
@@ -103,3 +124,53 @@ def test_containers_gain_no_privileges() -> None:
         assert not service.get("privileged"), name
         if name != "otelcol-queue":
             assert service["security_opt"] == ["no-new-privileges:true"], name
+
+
+def test_our_images_are_told_what_they_read() -> None:
+    """Every variable that the service, its maintenance and the push API are given is one that the code reads."""
+    assert set(_OURS) == {"streak", "maintenance", "push"}
+    for name, service in _OURS.items():
+        assert set(service["environment"]) <= VARIABLES, name
+    # What an operator may want to set can be set, but for where the tables are, which compose knows.
+    wanted = {variable for variable in VARIABLES if variable.startswith("STREAK_")}
+    assert wanted <= set(_SERVICES["streak"]["environment"])
+
+
+def test_our_settings_are_good_as_they_are() -> None:
+    """Told nothing but the secrets, the service has its usual settings, and runs the maintenance once a day."""
+    settings = Settings.from_environment(_environment("streak"))
+    usual = Settings()
+    assert (settings.batch_size, settings.batches_in_flight) == (usual.batch_size, usual.batches_in_flight)
+    assert (settings.warm_up, settings.kpis_every_s) == (usual.warm_up, usual.kpis_every_s)
+    assert settings.requests_per_minute == usual.requests_per_minute
+    assert settings.maintenance_at == time(4, 5)
+    assert not settings.demo
+    assert Settings.from_environment(_environment("streak", STREAK_MAINTENANCE_AT="")).maintenance_at is None
+    # Two that would start it by themselves are one too many; where both read, they read the same.
+    maintenance = _environment("maintenance", STREAK_BATCH_SIZE="500")
+    assert Settings.from_environment(maintenance).maintenance_at is None
+    assert Settings.from_environment(maintenance).batch_size == 500
+    assert Settings.from_environment(maintenance).database_url == settings.database_url
+    assert Settings.from_environment(maintenance).redis_url == settings.redis_url
+
+
+def test_our_commands_are_there() -> None:
+    """Each of our images runs a module that exists; the maintenance takes the options that it is run with."""
+    for name, service in _OURS.items():
+        program = [*service.get("entrypoint", []), *service["command"]]
+        assert program[:2] == ["python", "-m"], name
+        assert importlib.util.find_spec(program[2]), name
+    assert _SERVICES["maintenance"]["command"] == []
+    assert _SERVICES["maintenance"]["profiles"] == ["maintenance"]
+    assert _SERVICES["maintenance"]["restart"] == "no"
+    for name in ("streak", "push"):
+        port = _SERVICES[name]["command"][-1]
+        assert f"127.0.0.1:{port}/api/health" in _SERVICES[name]["healthcheck"]["test"][-1]
+
+
+def test_our_images_write_nothing() -> None:
+    """The root of each of our images is read-only; temporary files go into memory, and not without a limit."""
+    for name, service in _OURS.items():
+        assert service["read_only"] is True, name
+        assert service["tmpfs"] == ["/tmp:size=64m"], name
+        assert service["cap_drop"] == ["ALL"], name
