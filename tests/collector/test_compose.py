@@ -42,7 +42,8 @@ def _environment(name: str, **given: str) -> dict[str, str]:
 def test_all_parts_are_there() -> None:
     """The service, its neighbours and the whole pipeline."""
     assert set(_SERVICES) == {
-        "streak", "push", "maintenance", "redis", "postgres", "otelcol-queue", "otelcol", "jaeger", "prometheus", "grafana",
+        "streak", "push", "maintenance", "redis", "postgres", "otelcol-queue", "otelcol", "jaeger", "prometheus",
+        "grafana",
     }  # fmt: skip
 
 
