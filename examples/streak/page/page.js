@@ -30,9 +30,10 @@
   // Asking --------------------------------------------------------------------------------------------------------
 
   class Problem extends Error {
-    constructor(detail, trace = "") {
+    constructor(detail, trace = "", status = 0) {
       super(detail);
       this.trace = trace;
+      this.status = status;
     }
 
     get text() { return this.trace ? `${this.message} (trace ${this.trace})` : this.message; }
@@ -55,7 +56,7 @@
     if (answer.ok && document !== undefined) return document;
     const refusal = document ?? {};
     if (answer.status === 401 && token) leave("Sign in again: your token is not taken any more.");
-    throw new Problem(refusal.detail ?? `The service answered ${answer.status}.`, refusal.trace_id);
+    throw new Problem(refusal.detail ?? `The service answered ${answer.status}.`, refusal.trace_id, answer.status);
   }
 
   // Sections ------------------------------------------------------------------------------------------------------
@@ -63,10 +64,11 @@
   const sections = new Map();
 
   class Section {
-    constructor(id, path, show) {
+    constructor(id, path, show, showNobody) {
       this.root = byId(id);
       this.path = path;
       this.show = show;
+      this.showNobody = showNobody; // what 404 says: there is nothing of this user yet
       this.inView = false;
       this.stale = true;
       this.asking = null;
@@ -88,8 +90,10 @@
         this.problem(null);
       } catch (failure) {
         if (asking.signal.aborted) return;
-        this.stale = true;
-        this.problem(failure);
+        const isNobody = failure.status === 404 && this.showNobody !== undefined;
+        if (isNobody) this.showNobody();
+        this.stale = !isNobody;
+        this.problem(isNobody ? null : failure);
       }
       if (asking === this.asking) this.root.ariaBusy = "false";
     }
@@ -137,6 +141,9 @@
     put("[data-joined]", asShortDay.format(new Date(profile.joined_on)));
     known(profile.name);
   }
+
+  const showNewcomer = () =>
+    showProfile({ streak: 0, longest: 0, xp: 0, joined_on: Date.now(), name: sessionStorage.getItem("streak.name") ?? "" });
 
   function showWeek(week) {
     let done = 0;
@@ -326,7 +333,7 @@
     location.reload(); // nothing of one user is left for the next
   }
 
-  new Section("streak", "/profile", showProfile);
+  new Section("streak", "/profile", showProfile, showNewcomer);
   new Section("week", "/consistency", showWeek);
   new Section("freezes", "/freeze", showFreezes);
   new Section("calendar", `/calendar?days=${YEAR_DAYS}`, showCalendar);
