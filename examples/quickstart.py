@@ -1,8 +1,5 @@
-"""A FastAPI app, and the three lines that measure it: `python -m examples.quickstart`, then open /performance."""
+"""A FastAPI app, and the three lines that measure it: `uvicorn examples.quickstart:app`, then open /performance."""
 
-import os
-
-import uvicorn
 from fastapi import FastAPI
 
 from otel_perf import configure, instrument
@@ -18,7 +15,3 @@ mount(app)  # /performance, /api/performance, /api/health and /metrics
 async def hello(name: str) -> dict[str, str]:
     """Greet somebody."""
     return {"hello": name}
-
-
-if __name__ == "__main__":
-    uvicorn.run(app, port=int(os.environ.get("PORT", "8000")))

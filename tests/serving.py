@@ -15,7 +15,7 @@ __all__ = ["served"]
 @contextlib.contextmanager
 def served(app: Any, **config: Any) -> Iterator[str]:
     """Serve the app from a thread of this process and give its address; at the end it has shut down in order."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", **config))
+    server = uvicorn.Server(uvicorn.Config(app, **{"port": 0, "log_level": "warning", **config}))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -6,12 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from fastapi import FastAPI
 
-from otel_perf import __version__, configure
+from otel_perf import configure
 
 from .app import create_app
+from .identity import identity_of
 from .logs import configure_logging
 from .serving import port_number, serve
 from .settings import BadSettingError, Settings
@@ -19,10 +21,9 @@ from .settings import BadSettingError, Settings
 
 def _make_app() -> FastAPI:
     settings = Settings.from_environment(os.environ)
-    # The example has no release of its own, so it goes by that of the SDK.
-    environment = os.environ.get("OTEL_PERF_ENVIRONMENT") or "demo"
-    configure(service_name="streak", service_version=__version__, environment=environment)
-    configure_logging(settings)
+    identity = identity_of(os.environ, "streak")
+    configure(**asdict(identity))
+    configure_logging(settings, service=identity.service_name)
     return create_app(settings)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import date, datetime
-from math import ceil
+from datetime import date
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Response
@@ -12,10 +11,11 @@ from fastapi import APIRouter, HTTPException, Query, Response
 from . import answers
 from .access import Caller, NeedsAdmin
 from .kpis import report
-from .maintenance import AlreadyRunningError, NothingToResumeError, Summary
+from .maintenance import AlreadyRunningError, ClockError, NothingToResumeError, Summary
 from .problems import RefusedError, refusals
 from .records import Run, Tally
 from .routes import CURSOR
+from .stores import LeaseLostError
 
 __all__ = ["router"]
 
@@ -37,8 +37,10 @@ async def run_maintenance(caller: NeedsAdmin, dry_run: bool = False) -> Response
     """
     try:
         summary = await caller.parts.maintenance.run(caller.at, "http", dry_run=dry_run)
-    except AlreadyRunningError as busy:
-        raise _busy(busy, caller.at) from None
+    except (AlreadyRunningError, LeaseLostError) as busy:
+        raise _busy(busy) from None
+    except ClockError as wrong:
+        raise RefusedError(503, str(wrong), reason="clock") from None
     return _answer(caller, summary)
 
 
@@ -54,8 +56,10 @@ async def resume_maintenance(caller: NeedsAdmin) -> Response:
         summary = await caller.parts.maintenance.resume(caller.at, "http")
     except NothingToResumeError as nothing:
         raise HTTPException(404, str(nothing) or "there is nothing to resume") from None
-    except AlreadyRunningError as busy:
-        raise _busy(busy, caller.at) from None
+    except (AlreadyRunningError, LeaseLostError) as busy:
+        raise _busy(busy) from None
+    except ClockError as wrong:
+        raise RefusedError(503, str(wrong), reason="clock") from None
     return _answer(caller, summary)
 
 
@@ -82,20 +86,22 @@ async def get_kpis(caller: NeedsAdmin) -> Response:
     return caller.answer({"counted_at": counted_at.isoformat(), "kpis": rows})
 
 
-def _busy(busy: AlreadyRunningError, at: datetime) -> RefusedError:
+def _busy(busy: AlreadyRunningError | LeaseLostError) -> RefusedError:
     # Whoever has the lease extends it; it is free at the latest when it has run out.
-    retry_s = max(1, ceil((busy.lease.until - at).total_seconds()))
+    retry_s = busy.retry_after_s if isinstance(busy, AlreadyRunningError) else 1
     return RefusedError(409, str(busy), headers={"Retry-After": str(retry_s)}, reason="under_way")
 
 
 def _answer(caller: Caller, summary: Summary) -> Response:
     if summary.run is not None and summary.run.state == "failed":
         # Not a success: a scheduler tries again, and takes the run up where it ended.
-        raise RefusedError(500, f"the run failed ({summary.run.error}): it can be resumed", reason="failed")
+        left = f", and {summary.users_left} users or more are left" if summary.users_left else ""
+        raise RefusedError(500, f"the run failed ({summary.run.error}){left}: it can be resumed", reason="failed")
     return caller.answer(
         {
             **(_blank(caller.today) if summary.run is None else _run(summary.run)),
             **_figures(summary.tally),
+            "unsent": summary.unsent,
             "dry_run": summary.dry_run,
             "repeated": summary.repeated,
             "seconds": round(summary.seconds, 3),
@@ -119,6 +125,7 @@ def _run(run: Run) -> dict[str, Any]:
         "resumed": run.resumed,
         "error": run.error,
         **_figures(run.tally),
+        "unsent": run.unsent,
     }
 
 

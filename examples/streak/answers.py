@@ -218,11 +218,12 @@ class Health(_Answer):
 
     status: Literal["ok"]
     cache: Literal["ok", "degraded"]
+    limits: Literal["ok", "degraded"]
     push: Literal["ok", "degraded"]
 
 
 class Figures(_Answer):
-    """What a run came to, in users, freezes, streaks and messages."""
+    """What a run came to, in users, freezes, streaks and messages. `unsent` are messages to be tried again."""
 
     processed: int
     freezes_spent: int
@@ -231,6 +232,7 @@ class Figures(_Answer):
     broken: int
     at_risk: int
     notified: int
+    unsent: int
 
 
 class MaintenanceRun(Figures):

@@ -1,8 +1,13 @@
 """What is remembered for a little while: cashews, in memory or in Redis.
 
 The cache may die; the service may not. A read that the cache cannot answer goes to the store, and while Redis is away
-it is left alone for some seconds, so that a hanging one does not slow each request. What should have been forgotten
-meanwhile is forgotten before the first read after it.
+it is left alone, so that a hanging one does not slow each request.
+
+**Debts.** What should have been forgotten meanwhile is owed. A task tries every second to pay it, whether anybody reads
+or not, since other processes read the same Redis; this one does not read before it has paid. Who closes the cache
+waits a little for it. A process that is killed while it owes something takes that with it: then the old values are read
+until their TTL is over. A version of the cache in the database would tell them from new ones, but each hit would have
+to ask for it, and a cache that asks the database for each hit is none.
 
 **Tags.** A tag names the values that a write makes old together. All its keys follow from its name, so they are dropped
 by one command, and no list of them is kept. cashews' own tags keep one in Redis, where a kept value costs three round
@@ -21,7 +26,6 @@ import secrets
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -30,6 +34,20 @@ from cashews.exceptions import CacheError
 from redis.exceptions import RedisError
 
 from . import metrics
+from .debts import CHUNK, Debts
+from .mending import Mending
+from .strategies import (
+    BOARD,
+    BOARD_LIMIT,
+    CALENDAR,
+    CONSISTENCY,
+    LEADERBOARD,
+    PROFILE,
+    STRATEGIES,
+    USER,
+    Strategy,
+    Tag,
+)
 
 __all__ = [
     "BOARD",
@@ -48,60 +66,15 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-BOARD_LIMIT = 100
-"""The board is kept once, of this length; shorter ones are cut from it."""
-
 _MEMORY_KEYS = 10_000
 _REDIS_TIMEOUT_S = 0.5
 _LEAVE_ALONE_S = 5.0
 _CLAIM_S = 10.0
-_CHUNK = 100
-_MAX_OWED = 20_000
+_CLOSE_WITHIN_S = 5.0
+_LOOK_EVERY_S = 0.1
 _ABSENT: Any = object()
 # asyncio.TimeoutError is not the builtin one before Python 3.11.
 _FAILURES = (CacheError, RedisError, OSError, asyncio.TimeoutError)
-
-
-@dataclass(frozen=True, slots=True)
-class Strategy:
-    """A kind of cached value: how its keys look, how long it is good for, and how often it should be found."""
-
-    name: str
-    template: str
-    ttl_s: int
-    expected_hit_rate: float
-
-    def key(self, **parts: object) -> str:
-        """Return the key of one value."""
-        return self.template.format(**parts)
-
-    @property
-    def pattern(self) -> str:
-        """Return what all keys of this strategy match."""
-        return self.template.partition("{")[0] + "*"
-
-
-CALENDAR = Strategy("CALENDAR", "user:calendar:{user}", ttl_s=300, expected_hit_rate=0.85)
-CONSISTENCY = Strategy("CONSISTENCY", "user:consistency:{user}", ttl_s=60, expected_hit_rate=0.80)
-LEADERBOARD = Strategy("LEADERBOARD", "leaderboard:{limit}", ttl_s=600, expected_hit_rate=0.95)
-PROFILE = Strategy("PROFILE", "user:profile:{user}", ttl_s=900, expected_hit_rate=0.90)
-STRATEGIES = (CALENDAR, CONSISTENCY, LEADERBOARD, PROFILE)
-
-
-@dataclass(frozen=True, slots=True)
-class Tag:
-    """Values that a write makes old together."""
-
-    template: str
-    strategies: tuple[Strategy, ...]
-
-    def keys(self, **parts: object) -> list[str]:
-        """Return the keys of all its values."""
-        return [strategy.key(**parts) for strategy in self.strategies]
-
-
-USER = Tag("user:{user}", (CALENDAR, CONSISTENCY, PROFILE))
-BOARD = Tag("board", (LEADERBOARD,))
 
 
 def make_cache(redis_url: str | None) -> Cache:
@@ -127,15 +100,21 @@ def make_cache(redis_url: str | None) -> Cache:
 class ReadCache:
     """Reads through a cache: what it does not have, or cannot give, is loaded."""
 
-    def __init__(self, cache: Cache, *, clock_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        *,
+        clock_s: Callable[[], float] = time.monotonic,
+        close_within_s: float | None = None,
+    ) -> None:
         self._cache = cache
         self._clock_s = clock_s
+        self._close_within_s = _CLOSE_WITHIN_S if close_within_s is None else close_within_s
         self._retry_at_s = 0.0
         self._degraded = False
         self._recovering = False
-        # Keys that should have been dropped; None of them, but all there are, once there are too many to name.
-        self._owed: dict[str, None] = {}
-        self._owes_all = False
+        self._debts = Debts()
+        self._mending = Mending(self._mend, "streak cache")
         # Who keeps what is loaded, by key. It settles who of this process does; the claim in Redis, who of several.
         self._loading: dict[str, str] = {}
         metrics.record_cache_degraded(degraded=False)
@@ -157,26 +136,54 @@ class ReadCache:
             return await load()
         return await self._load(key, load, strategy.ttl_s) if value is _ABSENT else value
 
-    async def forget_user(self, user: str, *, board: bool = False) -> None:
-        """Drop what a write made old of one user, and of the board: at once, or as soon as the cache is back."""
+    async def fill(self, strategy: Strategy, load: Callable[[], Awaitable[Any]], **parts: object) -> None:
+        """Load a value and keep it, whether it is there or not. Nobody asks for it: it is no hit, and no miss."""
+        key = strategy.key(**parts)
+        if key not in self._loading and await self._usable():
+            await self._load(key, load, strategy.ttl_s)
+
+    async def forget_user(self, user: str, *, board: bool = False) -> bool:
+        """Drop what a write made old of one user, and of the board: at once, or as soon as the cache is back.
+
+        This, as all that forget, tells whether it is done: else it is owed, and `pay` waits for it.
+        """
         metrics.record_forgotten("user", 1)
         keys = USER.keys(user=user)
         if board:
             metrics.record_forgotten("board", 1)
             keys += BOARD.keys(limit=BOARD_LIMIT)
-        await self._forget(keys)
+        return await self._forget(keys)
 
-    async def forget_users(self, names: Iterable[str]) -> None:
+    async def forget_users(self, names: Iterable[str]) -> bool:
         """Drop what a write made old of many users, some at a time, so that no command is long."""
-        left = iter(names)
-        while chunk := list(islice(left, _CHUNK)):
+        left, done = iter(names), True
+        while chunk := list(islice(left, CHUNK)):
             metrics.record_forgotten("user", len(chunk))
-            await self._forget([key for user in chunk for key in USER.keys(user=user)])
+            done &= await self._forget([key for user in chunk for key in USER.keys(user=user)])
+        return done
 
-    async def forget_board(self) -> None:
+    async def forget_board(self) -> bool:
         """Drop the leaderboard."""
         metrics.record_forgotten("board", 1)
-        await self._forget(BOARD.keys(limit=BOARD_LIMIT))
+        return await self._forget(BOARD.keys(limit=BOARD_LIMIT))
+
+    async def forget_all(self) -> bool:
+        """Drop all there is, for when it is not known what is old."""
+        self._loading.clear()
+        self._debts.owe_all()
+        if await self._usable():
+            return True
+        self._mending.start()
+        return False
+
+    async def pay(self, within_s: float) -> int:
+        """Try for so long to drop what is owed, and return how many values are left that may be old."""
+        ends_at_s = time.monotonic() + within_s
+        # While somebody is at it, what he is about to drop is struck off already.
+        while (self._debts or self._recovering) and time.monotonic() < ends_at_s:
+            if self._recovering or not await self._recover():
+                await asyncio.sleep(min(_LOOK_EVERY_S, within_s))
+        return len(self._debts)
 
     async def ping(self) -> bool:
         """Tell whether the cache answers. Whoever asks for the service's health thereby has it try again."""
@@ -188,8 +195,18 @@ class ReadCache:
             self._fail(problem)
         return not self._degraded
 
-    async def close(self) -> None:
-        """Close the connections, if any."""
+    async def close(self) -> int:
+        """Try for a few seconds to pay what is owed, then close the connections; return how many values stay old."""
+        try:
+            await self.pay(self._close_within_s)
+        finally:
+            await self._mending.end()
+            if self._debts:
+                _log.warning("%d cached values stay old until their time is up: Redis is away", len(self._debts))
+            await self._disconnect()
+        return len(self._debts)
+
+    async def _disconnect(self) -> None:
         with warnings.catch_warnings():
             # cashews 7.6 closes redis-py by a name that redis-py has deprecated.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -240,35 +257,44 @@ class ReadCache:
             self._owe((key,))
             raise
 
-    async def _forget(self, keys: list[str]) -> None:
+    async def _forget(self, keys: list[str]) -> bool:
         for key in keys:
             self._loading.pop(key, None)
         if not await self._usable():
             self._owe(keys)
-            return
+            return False
         try:
-            await self._cache.delete_many(*keys, *map(_claim_of, keys))
+            await self._drop(keys)
         except _FAILURES as problem:
             self._owe(keys)
             self._fail(problem)
+            return False
         except BaseException:
             # The write is done, and whoever waited for it has gone.
             self._owe(keys)
             raise
+        return True
 
     async def _usable(self) -> bool:
         """Tell whether the cache may be asked; after a failure, one caller tries, and pays what is owed."""
-        if not (self._degraded or self._owed or self._owes_all):
+        # Also while somebody pays: what is about to be dropped is struck off already.
+        if not (self._degraded or self._debts or self._recovering):
             return True
         if self._recovering or self._clock_s() < self._retry_at_s:
             return False
+        return await self._recover()
+
+    async def _recover(self) -> bool:
         self._recovering = True
         try:
             await self._cache.ping()
-            await self._pay()
+            await self._debts.pay(self._drop, self._drop_all)
         except _FAILURES as problem:
             self._fail(problem)
             return False
+        except BaseException:
+            self._mending.start()
+            raise
         finally:
             self._recovering = False
         if self._degraded:
@@ -277,40 +303,32 @@ class ReadCache:
             _log.info("the cache is back")
         return True
 
-    async def _pay(self) -> None:
-        """Drop what is owed. It is struck off first: what is owed anew meanwhile is another debt."""
-        if self._owes_all:
-            self._owes_all = False
-            try:
-                for pattern in (strategy.pattern for strategy in STRATEGIES):
-                    await self._cache.delete_match(pattern)
-                    await self._cache.delete_match(_claim_of(pattern))
-            except BaseException:
-                self._owes_all = True
-                raise
-        while chunk := list(islice(self._owed, _CHUNK)):
-            for key in chunk:
-                del self._owed[key]
-            try:
-                await self._cache.delete_many(*chunk, *map(_claim_of, chunk))
-            except BaseException:
-                self._owe(chunk)
-                raise
+    async def _mend(self) -> bool:
+        if (self._degraded or self._debts) and not self._recovering:
+            await self._recover()
+        return not (self._degraded or self._debts or self._recovering)
+
+    async def _drop(self, keys: list[str]) -> None:
+        await self._cache.delete_many(*keys, *map(_claim_of, keys))
+
+    async def _drop_all(self) -> None:
+        for pattern in (strategy.pattern for strategy in STRATEGIES):
+            await self._cache.delete_match(pattern)
+            await self._cache.delete_match(_claim_of(pattern))
 
     def _owe(self, keys: Iterable[str]) -> None:
-        self._owed.update(dict.fromkeys(keys))
-        if len(self._owed) > _MAX_OWED:
-            self._owed.clear()
-            self._owes_all = True
+        self._debts.owe(keys)
+        self._mending.start()
 
     def _fail(self, problem: BaseException) -> None:
         self._retry_at_s = self._clock_s() + _LEAVE_ALONE_S
+        self._mending.start()
         if not self._degraded:
             self._degraded = True
             metrics.record_cache_degraded(degraded=True)
             # cashews wraps what happened. The text is left out: it may name where Redis is.
             kind = type(problem.__cause__ or problem).__name__
-            _log.warning("the cache failed (%s) and is left alone for %g s at a time", kind, _LEAVE_ALONE_S)
+            _log.warning("the cache failed (%s) and is left alone until it answers again", kind)
 
 
 def _claim_of(key: str) -> str:

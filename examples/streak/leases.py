@@ -2,6 +2,9 @@
 
 A holder is called `host:pid:random`. Who finds the lease with a process of this host that is gone takes it over at
 once; from other hosts nobody can tell, so it has to run out.
+
+When it runs out is for the database's clock to say, not for those of the hosts, which may be apart. A host whose clock
+is wrong by more than an hour is refused: it might take today for another day.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
+from functools import partial
+from math import ceil
 from pathlib import Path
 
 import anyio
@@ -22,9 +27,9 @@ import psutil
 
 from .metrics import record_error
 from .records import Lease
-from .stores import Runs
+from .stores import LeaseLostError, Runs
 
-__all__ = ["AlreadyRunningError", "Held", "LeaseLostError", "hold", "is_gone", "new_holder"]
+__all__ = ["AlreadyRunningError", "ClockError", "Held", "LeaseLostError", "hold", "is_gone", "new_holder"]
 
 TTL_S = 60.0
 EXTEND_EVERY_S = 5.0
@@ -32,6 +37,16 @@ _RELEASE_TIMEOUT_S = 5.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PROCESS_IDS = Path("/proc/self/ns/pid")
 _LONGEST_HOST = 40
+_MAX_CLOCK_ERROR = timedelta(hours=1)
+
+
+def _steady_clock() -> Callable[[], float]:
+    # The monotonic clock of Linux stands still while the host is suspended; this one does not.
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic if clock is None else partial(time.clock_gettime, clock)
+
+
+_steady_s = _steady_clock()
 
 
 class AlreadyRunningError(Exception):
@@ -41,9 +56,15 @@ class AlreadyRunningError(Exception):
         super().__init__(f"the maintenance is under way: {lease.holder} has the lease until {lease.until:%H:%M:%S} UTC")
         self.lease = lease
 
+    @property
+    def retry_after_s(self) -> int:
+        """Return in how many seconds it is free, at the latest, unless it is extended."""
+        asked_at = self.lease.asked_at or datetime.now(timezone.utc)
+        return max(1, ceil((self.lease.until - asked_at).total_seconds()))
 
-class LeaseLostError(Exception):
-    """The lease ran out, or somebody else has it now."""
+
+class ClockError(Exception):
+    """The clocks of this host and of the database are too far apart to agree on what day it is."""
 
 
 def _host() -> str:
@@ -88,31 +109,35 @@ class Held:
 
     def __init__(self, runs: Runs, holder: str, now: datetime, began_s: float, *, ttl_s: float) -> None:
         self._runs = runs
-        self._holder = holder
+        self.holder = holder
         self._now = now
         self._began_s = began_s
         self._ttl_s = ttl_s
+        # Not later than the database has it: it was asked for before it was given.
         self._good_until_s = began_s + ttl_s
         self._lost_to: str | None = None
 
     @property
     def now(self) -> datetime:
         """Return the moment: when the run was asked for, and the time since."""
-        return self._now + timedelta(seconds=time.monotonic() - self._began_s)
+        return self._now + timedelta(seconds=_steady_s() - self._began_s)
 
     def check(self) -> None:
         """Raise `LeaseLostError` when the lease is not had any more."""
         if self._lost_to is not None:
             raise LeaseLostError(f"{self._lost_to} has the lease now")
-        if time.monotonic() >= self._good_until_s:
+        if _steady_s() >= self._good_until_s:
             raise LeaseLostError("the lease ran out before it was extended")
 
     async def extend(self) -> None:
-        """Extend it once."""
+        """Extend it once. What ran out is lost: somebody else may have had it since, and be through with the run."""
         # What counts is when it was asked for, not when the answer came.
-        asked_s = time.monotonic()
-        lease = await self._runs.lease(self._holder, self.now, self._ttl_s)
-        if lease.holder != self._holder:
+        asked_s = _steady_s()
+        if asked_s >= self._good_until_s:
+            self._lost_to = "somebody else, or nobody,"
+            return
+        lease = await self._runs.lease(self.holder, None, self._ttl_s)
+        if lease.holder != self.holder:
             self._lost_to = lease.holder
         else:
             self._good_until_s = asked_s + self._ttl_s
@@ -127,17 +152,34 @@ class Held:
                 record_error("lease", error)
 
 
+def _require_right_clock(lease: Lease) -> None:
+    now = datetime.now(timezone.utc)
+    if lease.asked_at is not None and abs(now - lease.asked_at) > _MAX_CLOCK_ERROR:
+        here, there = (f"{moment:%Y-%m-%d %H:%M} UTC" for moment in (now, lease.asked_at))
+        raise ClockError(
+            f"the clock of this host says {here}, and that of the database {there}: set the one that is wrong"
+        )
+
+
 @asynccontextmanager
 async def hold(
     runs: Runs, now: datetime, *, ttl_s: float = TTL_S, extend_every_s: float = EXTEND_EVERY_S
 ) -> AsyncIterator[Held]:
-    """Have the lease for the length of a block, or raise `AlreadyRunningError`."""
-    holder, began_s = new_holder(), time.monotonic()
-    lease = await runs.lease(holder, now, ttl_s)
+    """Have the lease for the length of a block, or raise `AlreadyRunningError`, or `ClockError`.
+
+    `now` is the moment of the run, and nothing to the lease.
+    """
+    holder, began_s = new_holder(), _steady_s()
+    lease = await runs.lease(holder, None, ttl_s)
     if lease.holder != holder and is_gone(lease.holder):
-        lease = await runs.lease(holder, now, ttl_s, instead_of=lease.holder)
+        lease = await runs.lease(holder, None, ttl_s, instead_of=lease.holder)
     if lease.holder != holder:
         raise AlreadyRunningError(lease)
+    try:
+        _require_right_clock(lease)
+    except ClockError:
+        await runs.release(holder)
+        raise
     held = Held(runs, holder, now, began_s, ttl_s=ttl_s)
     extending = asyncio.create_task(held.go_on_extending(extend_every_s), name="streak lease")
     try:

@@ -7,15 +7,16 @@ somebody may thus have two minutes' worth within a few seconds: what is kept in 
 takes 2 ms when there are 20,000 of them.
 
 Redis is not asked for each request. A process takes a fiftieth of the quota at a time and spends it by itself, so that
-with several processes somebody may be refused a few requests early. While Redis is away each process goes on by itself.
+with several processes somebody may be refused a few requests early: what the others have taken and not spent, a
+fiftieth each at most, since of many requests at once one takes and the others wait for it. While Redis is away each
+process goes on by itself, and looks each second whether it is back.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
@@ -26,6 +27,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .mending import Mending
+from .metrics import record_limits_degraded
 
 __all__ = ["MAX_BODY_BYTES", "POLICY", "BodyLimit", "RateLimits", "Taken"]
 
@@ -40,7 +44,6 @@ _WINDOW_S = 60
 _SHARES = 50
 _MAX_USERS = 100_000
 _REDIS_TIMEOUT_S = 0.25
-_LEAVE_ALONE_S = 5.0
 _MAX_CONNECTIONS = 20
 # asyncio.TimeoutError is not the builtin one before Python 3.11.
 _FAILURES = (RedisError, OSError, asyncio.TimeoutError)
@@ -67,18 +70,18 @@ class _Account:
     """What nobody has taken from Redis yet."""
     closed: bool = False
     """Nothing more is to be had in this window."""
+    granting: asyncio.Event | None = None
+    """Set once the share that somebody takes just now is there."""
 
 
 class RateLimits:
-    """The limits of all users. The time is the caller's; `clock_s` only tells how long Redis is left alone."""
+    """The limits of all users. The time is the caller's."""
 
-    def __init__(
-        self, requests_per_minute: int, redis_url: str | None = None, *, clock_s: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, requests_per_minute: int, redis_url: str | None = None) -> None:
         self._quota = requests_per_minute
         self._share = max(1, requests_per_minute // _SHARES)
-        self._clock_s = clock_s
-        self._retry_at_s = 0.0
+        self._degraded = False
+        self._mending = Mending(self._mend, "streak limits")
         self._window = -1
         self._accounts: dict[str, _Account] = {}
         self._pool: BlockingConnectionPool | None = None
@@ -93,11 +96,12 @@ class RateLimits:
             )
         self.policy = f'"{POLICY}";q={requests_per_minute};w={_WINDOW_S}'
         """The quota in words of the IETF draft."""
+        record_limits_degraded(degraded=False)
 
     @property
     def degraded(self) -> bool:
-        """Tell whether Redis failed a moment ago and is left alone."""
-        return self._redis is not None and self._clock_s() < self._retry_at_s
+        """Tell whether Redis failed, and has not answered since: each process counts by itself."""
+        return self._degraded
 
     async def take(self, user: str, at_s: float) -> Taken | None:
         """Count one request of a user at a moment; None where there is no limit."""
@@ -113,8 +117,9 @@ class RateLimits:
             if len(self._accounts) < _MAX_USERS:
                 # Memory is bounded; whoever comes after that many within a minute is let through.
                 self._accounts[user] = account
-        if account.spent >= account.granted and not account.closed:
-            await self._grant(account, user, window)
+        # Somebody who waited may find that others were faster.
+        while account.spent >= account.granted and not account.closed:
+            await self._granted(account, user, window)
         reset_s = max(1, ceil((window + 1) * _WINDOW_S - at_s))
         if account.spent >= account.granted:
             return Taken(allowed=False, left=0, reset_s=reset_s)
@@ -123,16 +128,30 @@ class RateLimits:
 
     async def close(self) -> None:
         """Close the connections, if any."""
+        await self._mending.end()
         if self._pool is not None:
             await self._pool.disconnect()
 
+    async def _granted(self, account: _Account, user: str, window: int) -> None:
+        """Wait for the share that is being taken, or take one: if each took its own, a burst would take all."""
+        if account.granting is not None:
+            await account.granting.wait()
+            return
+        granting = account.granting = asyncio.Event()
+        try:
+            await self._grant(account, user, window)
+        finally:
+            # Also when whoever took it is gone: another one does then.
+            account.granting = None
+            granting.set()
+
     async def _grant(self, account: _Account, user: str, window: int) -> None:
         """Give a user another share of the quota, or, without Redis, all of it that was not spent here."""
-        if self._redis is not None and not self.degraded:
+        if self._redis is not None and not self._degraded:
             try:
                 taken = await self._redis.incr(f"{user}:{window}", 2 * _WINDOW_S, amount=self._share)
             except _FAILURES as problem:
-                self._leave_alone(problem)
+                self._fail(problem)
             else:
                 # Whoever takes beyond the quota has the rest of it.
                 got = max(0, self._share - max(0, taken - self._quota))
@@ -144,14 +163,25 @@ class RateLimits:
         account.elsewhere = 0
         account.closed = True
 
-    def _leave_alone(self, problem: BaseException) -> None:
-        if not self.degraded:
-            _log.warning(
-                "Redis failed (%s) and is left alone for %g s: each process counts requests by itself",
-                type(problem).__name__,
-                _LEAVE_ALONE_S,
-            )
-        self._retry_at_s = self._clock_s() + _LEAVE_ALONE_S
+    def _fail(self, problem: BaseException) -> None:
+        if self._degraded:
+            return
+        self._degraded = True
+        record_limits_degraded(degraded=True)
+        self._mending.start()
+        _log.warning(
+            "Redis failed (%s): each process counts requests by itself until it is back", type(problem).__name__
+        )
+
+    async def _mend(self) -> bool:
+        assert self._redis is not None
+        with contextlib.suppress(*_FAILURES):
+            # Not `check`, which takes its own cancellation for a Redis that does not answer.
+            await self._redis.get("anybody")
+            self._degraded = False
+            record_limits_degraded(degraded=False)
+            _log.info("Redis is back: requests are counted there again")
+        return not self._degraded
 
 
 def _make_pool(redis_url: str) -> BlockingConnectionPool:

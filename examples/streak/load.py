@@ -5,8 +5,9 @@
 `make load` and `load_run` drive them without a page. Importing this imports Locust, which makes sockets and locks
 gevent's: a process that does so should do nothing else.
 
-Latency is taken from the moment at which a request was due, not from when it could be sent. When the service stalls,
-requests that come due meanwhile count their wait: none is left out because the one before it was late.
+Latency is taken from the moment at which a request was due, not from when it could be sent. When requests are due is
+settled without regard to the answers: when the service stalls, those that come due meanwhile are sent late and count
+their wait, and none is left out because the one before it was late. (But for `closed`, which has no schedule.)
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ class _Person(FastHttpUser):
         return perf_counter() + random.uniform(0, _PERIOD_S)
 
     def next_due(self) -> float:
-        """Return when the next request is due, after one was answered."""
-        return perf_counter() + random.uniform(*_THINKS_S)
+        """Return when the next request is due, also when that has passed: no answer moves it."""
+        return self.due + random.uniform(*_THINKS_S)
 
     def wait_time(self) -> float:
         """Return how long it is until the next request is due; Locust asks after each task."""
@@ -142,7 +143,7 @@ class _Person(FastHttpUser):
 
 
 class CalendarReader(_Person):
-    """Looks at the calendar, thinks for 1 to 3 seconds, looks again."""
+    """Looks at the calendar, and again 1 to 3 seconds after that was due."""
 
     @task
     def calendar(self) -> None:

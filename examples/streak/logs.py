@@ -29,7 +29,10 @@ from otel_perf import instrument
 
 from .settings import Settings
 
-__all__ = ["RequestLog", "configure_logging"]
+__all__ = ["FAILURE", "RequestLog", "configure_logging"]
+
+#: Where the scope of a request that failed has the kind of failure, when no exception tells it.
+FAILURE = "streak.failure"
 
 _Event = MutableMapping[str, Any]
 _Render = Callable[[_Event], str]
@@ -73,7 +76,7 @@ def configure_logging(settings: Settings, *, service: str = "streak", stream: Te
 
 
 class RequestLog:
-    """One line for each request; health, the page and what belongs to it at debug, failures as errors."""
+    """One line for each request: failures as errors, of health as warnings; the page and healthy probes at debug."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -106,16 +109,18 @@ class RequestLog:
 
 def _write(scope: Scope, status: int | None, began_ns: int, error: Exception | None) -> None:
     path = scope["path"]
+    is_probe = path == "/api/health"
     if error is not None or (status is not None and status >= 500):
-        log = _log.error
-    elif path.startswith("/api/") and path != "/api/health":
+        # Probes come by themselves, each few seconds: of a failure that users meet, their own requests tell as errors.
+        log = _log.warning if is_probe else _log.error
+    elif path.startswith("/api/") and not is_probe:
         log = _log.info
     else:
         log = _log.debug
     # The template, never the path: that may name somebody, and there is no end of them.
     endpoint = getattr(scope.get("route"), "path", None)
     method = scope["method"]
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"error": scope[FAILURE]} if FAILURE in scope else {}
     if error is not None:
         # Not `exc_info`: of that, structlog as it is without `configure_logging` would show every variable.
         _add_problem(more, error)

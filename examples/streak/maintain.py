@@ -13,26 +13,27 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from otel_perf import SettingsError, __version__, configure, flush, instrument
+from otel_perf import SettingsError, configure, flush, instrument
 
 from .cache import ReadCache, make_cache
-from .leases import AlreadyRunningError
+from .complaints import BAD_INPUT, DONE, FAILED, RUNNING_ELSEWHERE, complaint_of
+from .identity import identity_of
 from .logs import configure_logging
-from .maintain_report import ProgressLine, history_json, history_table, summary_json, summary_text
+from .maintain_report import ProgressLine, error_json, history_json, history_table, summary_json, summary_text
 from .maintenance import Maintenance, NothingToResumeError, Summary
 from .profiling import profiled
 from .push import PushClient
+from .records import Run
 from .settings import BadSettingError, Settings
-from .stores import StoreUnavailableError, open_database
-from .stores.sql_versions import VersionError
+from .stores import Database, open_database
+from .stores.sql_versions import require_newest
 
-__all__ = ["main"]
+__all__ = ["BAD_INPUT", "DONE", "FAILED", "RUNNING_ELSEWHERE", "main"]
 
-DONE, FAILED, BAD_INPUT, RUNNING_ELSEWHERE = range(4)
 _MAX_HISTORY = 1_000
 
 _EPILOG = """\
@@ -40,7 +41,8 @@ examples:
   DATABASE_URL=postgresql://... python -m examples.streak.maintain
       what a scheduler runs each day after 04:00 UTC; it may do so twice, the second time does nothing
   python -m examples.streak.maintain --dry-run
-      how many streaks would end today; writes nothing, and may run beside a real run
+      what a run would do now: nothing when today's is completed, what is left when it ended half-way;
+      writes nothing, makes no tables, and may run beside a real run
   python -m examples.streak.maintain --resume
       takes up the run of today that failed or was killed: what it has accounted for is not done again
   python -m examples.streak.maintain --history 7
@@ -59,9 +61,9 @@ tuning:
   the database has to spare connections only makes batches wait; SQLite has one writer, so 1 or 2 do.
 
 exit codes:
-  0    the maintenance of today is completed, by this run or by one before it; or there was nothing to resume
-  1    it failed: the log says why, and --resume goes on where it was
-  2    an option or a setting cannot be used
+  0    the maintenance of today is completed, by this run or by one before it; for --resume too
+  1    it failed: the log says why, and --resume goes on where it was; or there is no run of today to resume
+  2    an option or a setting cannot be used, the database has no tables yet, or this host's clock is wrong
   3    another run is under way
   130  interrupted (Ctrl-C); 143 by SIGTERM. The lease is given back, and --resume goes on where it was
 """
@@ -112,14 +114,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         settings = _settings(options)
-        # The service has no release of its own, so it goes by that of the SDK.
-        environment = os.environ.get("OTEL_PERF_ENVIRONMENT") or "demo"
-        configure(service_name="streak", service_version=__version__, environment=environment)
+        identity = identity_of(os.environ, "streak")
+        configure(**asdict(identity))
         # Stdout has the result, and nothing else.
-        configure_logging(settings, stream=sys.stderr)
+        configure_logging(settings, service=identity.service_name, stream=sys.stderr)
         folder = _profile_folder(options.profile)
     except (BadSettingError, SettingsError, OSError) as problem:
-        return _complain(BAD_INPUT, str(problem))
+        return _complain(options, BAD_INPUT, str(problem))
     try:
         return asyncio.run(_interruptible(options, settings, folder))
     finally:
@@ -142,8 +143,10 @@ def _profile_folder(given: str | None) -> Path | None:
     return folder
 
 
-def _complain(code: int, text: str) -> int:
+def _complain(options: argparse.Namespace, code: int, text: str, run: Run | None = None) -> int:
     print(f"streak: {text}", file=sys.stderr)
+    if options.json:
+        print(error_json(text, code, run))
     return code
 
 
@@ -166,17 +169,16 @@ async def _interruptible(options: argparse.Namespace, settings: Settings, folder
     except asyncio.CancelledError:
         if not caught:
             raise
-        return _complain(128 + caught[0], "interrupted: --resume goes on where it was")
-    except AlreadyRunningError as problem:
-        return _complain(RUNNING_ELSEWHERE, str(problem))
+        return _complain(options, 128 + caught[0], "interrupted: --resume goes on where it was")
     except NothingToResumeError as problem:
-        return _complain(DONE, f"nothing to resume: {problem}")
-    except VersionError as problem:
-        return _complain(BAD_INPUT, str(problem))
-    except (StoreUnavailableError, OSError) as problem:
-        # The text of the latter may hold where the database is.
-        kind = str(problem) if isinstance(problem, StoreUnavailableError) else type(problem).__name__
-        return _complain(FAILED, f"the database does not answer ({kind}): is DATABASE_URL right, and the server up?")
+        if problem.completed is not None:
+            return _complain(options, DONE, f"nothing to resume: {problem}", problem.completed)
+        return _complain(options, FAILED, "there is no run of today to take up: run without --resume")
+    except Exception as problem:
+        complaint = complaint_of(problem)
+        if complaint is None:
+            raise
+        return _complain(options, complaint.code, complaint.text)
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -194,7 +196,7 @@ async def _carry_out(options: argparse.Namespace, settings: Settings, folder: Pa
         stack.push_async_callback(push.close)
         for target in (*database.measured, cashews):
             instrument(target)
-        await database.prepare()
+        await _prepare(database, options, settings.database_url)
         maintenance = Maintenance(database.runs, cache, push, settings)
         if options.history is not None:
             runs = await maintenance.history(options.history)
@@ -206,6 +208,14 @@ async def _carry_out(options: argparse.Namespace, settings: Settings, folder: Pa
     if folder is not None:
         print(f"streak: the profile is in {folder}: cpu.html, cpu.txt, memory.txt", file=sys.stderr)
     return DONE if summary.run is None or summary.run.error is None else FAILED
+
+
+async def _prepare(database: Database, options: argparse.Namespace, url: str) -> None:
+    if options.history is None and not options.dry_run:
+        await database.prepare()
+    elif not url.startswith("firestore:"):
+        # Whoever only looks makes no tables, and no file.
+        await require_newest(database.measured[0])
 
 
 async def _run(maintenance: Maintenance, options: argparse.Namespace) -> Summary:

@@ -11,11 +11,12 @@ from typing import Any, TextIO
 from .maintenance import Summary
 from .records import Run, Tally
 
-__all__ = ["ProgressLine", "history_json", "history_table", "summary_json", "summary_text"]
+__all__ = ["ProgressLine", "error_json", "history_json", "history_table", "summary_json", "summary_text"]
 
 _ON_A_TERMINAL_EVERY_S = 0.2
 _ELSEWHERE_EVERY_S = 5.0
-_COLUMNS = ("day", "began", "took", "state", "by", "resumed", "users", "freezes", "broken", "at risk", "told", "id")
+_COUNTS = ("resumed", "users", "freezes", "broken", "at risk", "told", "unsent")
+_COLUMNS = ("day", "began", "took", "state", "by", *_COUNTS, "id")
 
 
 class ProgressLine:
@@ -55,7 +56,8 @@ def summary_text(summary: Summary) -> str:
     if run is None:
         head = "dry run: nothing was written"
     elif run.error is not None:
-        head = f"run {run.id} of {run.day} failed ({run.error}): --resume goes on where it was"
+        left = f", {summary.users_left:,} users or more are left" if summary.users_left else ""
+        head = f"run {run.id} of {run.day} failed ({run.error}{left}): --resume goes on where it was"
     elif summary.repeated:
         head = f"run {run.id} of {run.day} was completed before"
     else:
@@ -67,6 +69,7 @@ def summary_text(summary: Summary) -> str:
         ("streaks broken", tally.broken),
         ("at risk", tally.at_risk),
         ("notified", tally.notified),
+        ("unsent", summary.unsent),
     )
     lines = [head, *(f"  {name:<16}{count:>12,}" for name, count in rows), f"  {'seconds':<16}{summary.seconds:>12.2f}"]
     return "\n".join(lines)
@@ -79,6 +82,8 @@ def summary_json(summary: Summary) -> str:
         "tally": _tally_document(summary.tally),
         "dry_run": summary.dry_run,
         "repeated": summary.repeated,
+        "unsent": summary.unsent,
+        "users_left": summary.users_left,
         "seconds": round(summary.seconds, 3),
     }
     return json.dumps(document, indent=2)
@@ -102,14 +107,21 @@ def history_table(runs: Sequence[Run]) -> str:
 
 def history_json(runs: Sequence[Run]) -> str:
     """Return the runs for programs."""
-    return json.dumps([_run_document(run) for run in runs], indent=2)
+    return json.dumps({"runs": [_run_document(run) for run in runs]}, indent=2)
+
+
+def error_json(text: str, code: int, run: Run | None = None) -> str:
+    """Return why there is no result, for programs."""
+    document = {"run": None if run is None else _run_document(run), "told": text, "exit_code": code}
+    return json.dumps(document, indent=2)
 
 
 def _row(run: Run) -> tuple[str, ...]:
     took = "-" if run.ended_at is None else f"{(run.ended_at - run.started_at).total_seconds():.1f} s"
     state = run.state if run.error is None else f"{run.state}: {run.error}"
     tally = run.tally
-    counts = (run.resumed, tally.processed, tally.freezes_spent, tally.broken, tally.at_risk, tally.notified)
+    users = (tally.processed, tally.freezes_spent, tally.broken, tally.at_risk)
+    counts = (run.resumed, *users, tally.notified, run.unsent)
     began = run.started_at.strftime("%H:%M:%S")
     return (run.day.isoformat(), began, took, state, run.trigger, *(f"{count:,}" for count in counts), run.id)
 

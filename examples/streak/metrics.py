@@ -21,6 +21,7 @@ __all__ = [
     "record_error",
     "record_forgotten",
     "record_freeze",
+    "record_limits_degraded",
     "record_logged",
     "record_recovery",
     "record_transaction_failed",
@@ -46,7 +47,7 @@ _freezes = catalogue.counter(
     "streak.freezes",
     unit="{freeze}",
     attributes=("change",),
-    about="Freezes that were earned, spent on a missed day, or applied by hand",
+    about="Freezes that were earned, spent on a missed day, returned after all, or applied by hand",
 )
 _bonuses = catalogue.counter("streak.bonuses", unit="{bonus}", about="Weeks in which all four categories were done")
 _xp = catalogue.counter(
@@ -70,6 +71,11 @@ _degraded = catalogue.gauge(
     "streak.cache.degraded",
     unit="{cache}",  # not 1: Prometheus would call it a ratio
     about="1 while the cache does not answer and everything is read from the database, else 0",
+)
+_limits_degraded = catalogue.gauge(
+    "streak.limits.degraded",
+    unit="{limiter}",
+    about="1 while Redis does not answer and each process counts the requests of a user by itself, else 0",
 )
 _forgotten = catalogue.counter(
     "streak.cache.forgotten",
@@ -104,7 +110,7 @@ for _index, _side in enumerate(("numerator", "denominator")):
         f"streak.kpi.{_side}",
         unit="{count}",
         attributes=("kpi",),
-        about=f"The {_side} of each KPI",
+        about=f"The {_side} of each KPI, of all users: each instance shows it, so take max by (kpi) over them, not sum",
         observe=partial(_observe_kpis, _index),
     )
 
@@ -121,6 +127,8 @@ def record_logged(category: rules.Category, logged: rules.Logged) -> None:
         _bonus_xp.add(logged.bonus_xp)
     if logged.freeze_earned:
         _freezes.add(1, change="earned")
+    if logged.freeze_returned:
+        _freezes.add(1, change="returned")
     if logged.bonus_earned:
         _bonuses.add(1)
     _record_settled(logged.settled)
@@ -168,6 +176,11 @@ def record_error(step: str, error: BaseException) -> None:
 def record_cache_degraded(*, degraded: bool) -> None:
     """Show whether the service goes on without its cache."""
     _degraded.set(int(degraded))
+
+
+def record_limits_degraded(*, degraded: bool) -> None:
+    """Show whether the rate limits go on without Redis."""
+    _limits_degraded.set(int(degraded))
 
 
 def record_forgotten(tag: str, count: int) -> None:

@@ -8,9 +8,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from .complaints import complaint_of
 from .settings import BadSettingError, Settings
 from .stores.sql_session import SqlSession, make_engine
-from .stores.sql_versions import VersionError, current_version, migrate, sql_of
+from .stores.sql_versions import current_version, migrate, sql_of
 
 __all__ = ["main"]
 
@@ -29,7 +30,12 @@ examples:
   ... python -m examples.streak.migrate --sql > tables.sql
         write the statements for somebody else to run; nothing is touched
   ... python -m examples.streak.migrate --to 0001
-        to a version, up or down; `--to base` drops the tables with everything in them
+        to a version, up or down; `--to base` drops the tables with everything in them, and wants --yes
+
+exit codes:
+  0  it is done
+  1  it failed: the database does not answer, or somebody else has it locked
+  2  an option or a setting cannot be used
 
 A new version is a module of examples/streak/stores/migrations/versions.
 """
@@ -46,18 +52,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--sql", action="store_true", help="print the SQL that makes the tables, and run nothing")
     which.add_argument("--current", action="store_true", help="print the version that the tables have")
-    parser.add_argument("--to", metavar="REV", default="head", help="the version to go to: 0001, head or base")
+    parser.add_argument("--to", metavar="REV", type=_version, help="the version to go to: 0001, head or base")
+    parser.add_argument("--yes", action="store_true", help="drop the tables with everything in them, for --to base")
     given = parser.parse_args(arguments)
+    if given.current and given.to is not None:
+        parser.error("--current only tells the version: leave out --to")
+    to = given.to or "head"
+    if to == "base" and not given.sql and not given.yes:
+        parser.error("--to base drops the tables with everything in them: add --yes if that is wanted")
     try:
         url = _sql_url()
         if given.sql:
-            print(sql_of(url.partition("+")[0], given.to))
+            print(sql_of(url.partition("+")[0], to))
         else:
-            asyncio.run(_run(url, None if given.current else given.to))
-    except (BadSettingError, VersionError) as error:
-        print(f"migrate: {error}", file=sys.stderr)
-        return 2
+            asyncio.run(_run(url, None if given.current else to))
+    except Exception as error:
+        complaint = complaint_of(error)
+        if complaint is None:
+            raise
+        print(f"migrate: {complaint.text}", file=sys.stderr)
+        return complaint.code
     return 0
+
+
+def _version(given: str) -> str:
+    if not given.strip():
+        raise argparse.ArgumentTypeError("it is empty: give it 0001, head or base")
+    return given
 
 
 def _sql_url() -> str:

@@ -1,4 +1,4 @@
-"""The page at `/`, and its script, its style and its icon: files of `page/`, which are read once."""
+"""The page at `/`, and its scripts, its style and its icon: files of `page/`, which are read once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,6 +18,7 @@ _FOLDER = Path(__file__).with_name("page")
 _ASSETS = {
     "page.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
+    "show.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
 POLICY = (
@@ -53,7 +54,7 @@ def add_page(app: FastAPI) -> None:
     async def get_asset(request: Request) -> Response:
         file = assets.get(request.path_params["name"])
         if file is None:
-            return Response("the page has no such file\n", 404, media_type="text/plain")
+            raise HTTPException(404, "the page has no such file")
         kept = _FOR_A_YEAR if request.query_params.get("v") == file.version else _EACH_TIME
         return _answer(request, file, kept)
 

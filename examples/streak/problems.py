@@ -1,13 +1,13 @@
 """Refusals and failures, as RFC 9457 has them.
 
-Each says what is wrong, repeats nothing of what was sent but the path, and names the trace in which it is to be found.
+Each says what is wrong, repeats nothing of what was sent but the path and names of members that are not known, and
+names the trace in which it is to be found, where there is one: a request that is not traced has no such member.
 The type is `about:blank` (the status says it all), but for a spent quota, which has a type of its own in the IETF's
 draft of the RateLimit headers. Where there are several reasons for one status, the member `reason` tells them apart.
 """
 
 from __future__ import annotations
 
-import logging
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -18,11 +18,10 @@ from fastapi.responses import JSONResponse
 from opentelemetry import trace
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from .logs import FAILURE
 from .stores import StoreUnavailableError
 
 __all__ = ["HEADERS", "MEDIA_TYPE", "RefusedError", "add_problem_handlers", "refusals"]
-
-_log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 #: Where the scope of a request has the headers that go with every answer to it, also with a refusal.
@@ -31,11 +30,16 @@ HEADERS = "streak.headers"
 _BLANK = "about:blank"
 _RETRY_STORE_S = 2
 _MAX_PATH = 200
+_MAX_ERRORS = 20
+_MAX_POINTER = 200
+_MAX_TEXT = 1_000
+_SERVER_ERROR = 500
+_METHOD_NOT_ALLOWED = 405
 _SCHEMA = {
     "type": "object",
     "title": "Problem",
     "description": "What is wrong, as RFC 9457 has it.",
-    "required": ["type", "title", "status", "detail", "instance", "trace_id"],
+    "required": ["type", "title", "status", "detail", "instance"],
     "properties": {
         "type": {"type": "string", "format": "uri-reference", "examples": [_BLANK]},
         "title": {"type": "string"},
@@ -43,13 +47,14 @@ _SCHEMA = {
         "detail": {"type": "string"},
         "instance": {"type": "string", "format": "uri-reference", "description": "The path that was asked for."},
         "trace_id": {
-            "type": ["string", "null"],
-            "description": "The trace of this request; null where nothing is traced.",
+            "type": "string",
+            "description": "The trace of this request; not there where nothing is traced, as for /api/health.",
         },
         "reason": {"type": "string", "description": "Tells the reasons of one status apart."},
         "errors": {
             "type": "array",
-            "description": "Of a 422: what is wrong with what was sent.",
+            "maxItems": _MAX_ERRORS,
+            "description": "Of a 422: what is wrong with what was sent, the first of it.",
             "items": {
                 "type": "object",
                 "required": ["in", "pointer", "reason"],
@@ -117,9 +122,20 @@ async def _refused(request: Request, refusal: Exception) -> JSONResponse:
     kind, title, more = _BLANK, None, {}
     if isinstance(refusal, RefusedError):
         kind, title, more = refusal.kind, refusal.title, refusal.more
-    return _problem(
-        request, refusal.status_code, str(refusal.detail), refusal.headers, kind=kind, title=title, more=more
-    )
+    headers = refusal.headers
+    if refusal.status_code == _METHOD_NOT_ALLOWED:
+        headers = {**(headers or {}), **_allowed(request)}
+    elif refusal.status_code >= _SERVER_ERROR and "reason" in more:
+        request.scope[FAILURE] = more["reason"]
+    return _problem(request, refusal.status_code, str(refusal.detail), headers, kind=kind, title=title, more=more)
+
+
+def _allowed(request: Request) -> dict[str, str]:
+    """Return the header with the methods of all routes of a path: Starlette names those of the first one only."""
+    template = getattr(request.scope.get("route"), "path", None)
+    # It is made once and kept; what is not in it keeps Starlette's header.
+    operations = request.app.openapi()["paths"].get(template)
+    return {"Allow": ", ".join(sorted(method.upper() for method in operations))} if operations else {}
 
 
 async def _invalid(request: Request, refusal: Exception) -> JSONResponse:
@@ -128,14 +144,23 @@ async def _invalid(request: Request, refusal: Exception) -> JSONResponse:
     if any(error["type"] == "json_invalid" for error in errors):
         error = errors[0]
         return _problem(request, 400, f"the body is not JSON: {error['ctx']['error']} at character {error['loc'][-1]}")
-    told = [_told(error) for error in errors]
-    detail = "; ".join(f"{each['in']} {each['pointer']}: {each['reason']}" for each in told)
+    told = [_told(error) for error in errors[:_MAX_ERRORS]]
+    # A member that is not known has a name of the caller's own: that is told to the caller, and is on no span.
+    detail = "; ".join(
+        f"{each['in']}: a member is not known"
+        if error["type"] == "extra_forbidden"
+        else f"{each['in']} {each['pointer']}: {each['reason']}"
+        for each, error in zip(told, errors, strict=False)
+    )
     return _problem(request, 422, detail, more={"errors": told})
 
 
 async def _store_unavailable(request: Request, failure: Exception) -> JSONResponse:
-    _log.error("the database does not answer: %s", failure)
-    trace.get_current_span().record_exception(failure)
+    # Its text names the kind of failure. What caused it is the driver's: it may tell where the database is, at length.
+    kind = str(failure)[:_MAX_TEXT]
+    request.scope[FAILURE] = kind
+    about = {"exception.type": type(failure).__qualname__, "exception.message": kind}
+    trace.get_current_span().add_event("exception", about)
     return _problem(
         request, 503, "the database does not answer: try again in a moment", {"Retry-After": str(_RETRY_STORE_S)}
     )
@@ -149,6 +174,8 @@ def _told(error: dict[str, Any]) -> dict[str, str]:
     # Of these, only the place and the rule are repeated; `input` and `ctx` hold what was sent.
     place, *path = error["loc"]
     pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+    if len(pointer) > _MAX_POINTER:
+        pointer = ""  # somewhere in the whole
     return {"in": str(place), "pointer": pointer, "reason": error["msg"]}
 
 
@@ -163,7 +190,7 @@ def _problem(
     more: dict[str, Any] | None = None,
 ) -> JSONResponse:
     span = trace.get_current_span()
-    span.set_attribute("streak.refused", detail)
+    span.set_attribute("streak.refused", detail[:_MAX_TEXT])
     context = span.get_span_context()
     body = {
         "type": kind,
@@ -171,7 +198,7 @@ def _problem(
         "status": status,
         "detail": detail,
         "instance": quote(request.scope["path"][:_MAX_PATH], errors="replace"),
-        "trace_id": trace.format_trace_id(context.trace_id) if context.is_valid else None,
+        **({"trace_id": trace.format_trace_id(context.trace_id)} if context.is_valid else {}),
         **(more or {}),
     }
     sent = {"Cache-Control": "no-store", **request.scope.get(HEADERS, {}), **(headers or {})}

@@ -12,22 +12,27 @@ import asyncio
 import os
 import sys
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
-from typing import Annotated
+from dataclasses import asdict, dataclass
+from typing import Annotated, Final
 
 import httpx
 from circuitbreaker import STATE_HALF_OPEN, CircuitBreaker  # type: ignore[import-untyped]  # it has no types
-from fastapi import FastAPI
+from fastapi import FastAPI, Header
 from pydantic import BaseModel, Field
 
-from otel_perf import __version__, catalogue, configure, instrument, measure
+from otel_perf import catalogue, configure, instrument, measure
 from otel_perf.web import mount
 
+from .identity import identity_of
 from .records import Kind, Message
 from .serving import port_number, serve
 
-__all__ = ["MAX_MESSAGES", "Kind", "Message", "PushClient", "create_push_app"]
+__all__ = ["IDEMPOTENCY_KEY", "MAX_MESSAGES", "Answer", "Kind", "Message", "PushClient", "create_push_app"]
+
+#: The header by which the API knows a call that it was sent before.
+IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 
 MAX_MESSAGES = 100
 _TIMEOUT_S = 1.0
@@ -35,9 +40,11 @@ _RECENT = 1_000
 _FAILURES_IN_A_ROW = 5
 _TRY_AGAIN_AFTER_S = 30
 
-#: Answers that say something of the API, not of what it was given.
-_TOO_MANY = 429
-_SERVER_ERROR = 500
+#: Answers that say something of the API, not of what it was given: too slow, and too many.
+_NOT_REFUSALS = frozenset({408, 429})
+_CLIENT_ERROR, _SERVER_ERROR = 400, 500
+_KEYS_REMEMBERED = 10_000
+_LONGEST_KEY = 200
 
 
 class _Incoming(BaseModel):
@@ -54,14 +61,32 @@ class _Accepted(BaseModel):
 
 
 def create_push_app(*, delay_s: float = 0.008, keep: int = _RECENT) -> FastAPI:
-    """Return the push API. `app.state.recent` holds the last messages, and so many of them."""
+    """Return the push API. `app.state.recent` holds the last messages, and so many of them.
+
+    A call with an `Idempotency-Key` that it had before, of the last ten thousand, is taken and not delivered again.
+    """
     app = FastAPI(title="push")
     app.state.recent = recent = deque[Message](maxlen=keep)
+    keys = OrderedDict[str, None]()
+
+    def is_new(key: str | None) -> bool:
+        if key is None:
+            return True
+        if key in keys:
+            keys.move_to_end(key)
+            return False
+        keys[key] = None
+        if len(keys) > _KEYS_REMEMBERED:
+            keys.popitem(last=False)
+        return True
 
     @app.post("/api/push", status_code=202)
-    async def push(request: _Request) -> _Accepted:
+    async def push(
+        request: _Request, idempotency_key: Annotated[str | None, Header(max_length=_LONGEST_KEY)] = None
+    ) -> _Accepted:
         await asyncio.sleep(delay_s)
-        recent.extend(Message(message.user, message.kind) for message in request.messages)
+        if is_new(idempotency_key):
+            recent.extend(Message(message.user, message.kind) for message in request.messages)
         return _Accepted(accepted=len(request.messages))
 
     @app.get("/api/health")
@@ -69,6 +94,20 @@ def create_push_app(*, delay_s: float = 0.008, keep: int = _RECENT) -> FastAPI:
         return {"status": "ok"}
 
     return app
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a call."""
+
+    taken: bool
+    refused: bool = False
+    """The API works, and will not take just this, now or later."""
+    retry_after_s: float | None = None
+    """When the API says that it may be asked again."""
+
+
+_NOT_TAKEN = Answer(taken=False)
 
 
 class PushClient:
@@ -108,17 +147,21 @@ class PushClient:
 
     async def send(self, *messages: Message) -> bool:
         """Tell whether the push API took the messages, of which there may be at most `MAX_MESSAGES`."""
+        return (await self.offer(messages)).taken
+
+    async def offer(self, messages: Sequence[Message], key: str | None = None) -> Answer:
+        """Send messages, at most `MAX_MESSAGES`, and say what became of them. The API takes each key once."""
         if len(messages) > MAX_MESSAGES:
             raise ValueError(f"{len(messages)} messages are too many for a call: send {MAX_MESSAGES} at most")
         if self._http is None or self._circuit.opened:
-            return False
+            return _NOT_TAKEN
         if self._circuit.state != STATE_HALF_OPEN:
-            return await self._send(self._http, messages)
+            return await self._send(self._http, messages, key)
         if self._trying:
-            return False
+            return _NOT_TAKEN
         self._trying = True
         try:
-            return await self._send(self._http, messages)
+            return await self._send(self._http, messages, key)
         finally:
             self._trying = False
 
@@ -128,12 +171,13 @@ class PushClient:
         if self._http is not None:
             await self._http.aclose()
 
-    async def _send(self, http: httpx.AsyncClient, messages: Sequence[Message]) -> bool:
+    async def _send(self, http: httpx.AsyncClient, messages: Sequence[Message], key: str | None) -> Answer:
         problem: httpx.HTTPError | None = None
         try:
             async with measure.external("push", "send", category="notifications"):
                 body = {"messages": [{"user": message.user, "kind": message.kind} for message in messages]}
-                (await http.post("/api/push", json=body)).raise_for_status()
+                headers = {} if key is None else {IDEMPOTENCY_KEY: key}
+                (await http.post("/api/push", json=body, headers=headers)).raise_for_status()
         except httpx.HTTPError as caught:
             problem = caught
         # The circuit hears of it here and not around the call: it would take a cancelled call for a success.
@@ -141,16 +185,25 @@ class PushClient:
             with self._circuit:
                 if problem is not None and not _is_refusal(problem):
                     raise problem
-        except httpx.HTTPError:
-            return False
-        return problem is None
+        except httpx.HTTPError as failure:
+            return Answer(taken=False, retry_after_s=_retry_after_s(failure))
+        return Answer(taken=problem is None, refused=problem is not None)
+
+
+def _retry_after_s(problem: httpx.HTTPError) -> float | None:
+    if not isinstance(problem, httpx.HTTPStatusError):
+        return None
+    given = problem.response.headers.get("Retry-After", "")
+    # It may be a date as well; then the pauses between attempts have to do.
+    return float(given[:9]) if given.isascii() and given.isdecimal() else None
 
 
 def _is_refusal(problem: httpx.HTTPError) -> bool:
     """Tell whether the API works and did not want just this."""
     if not isinstance(problem, httpx.HTTPStatusError):
         return False
-    return problem.response.status_code < _SERVER_ERROR and problem.response.status_code != _TOO_MANY
+    status = problem.response.status_code
+    return _CLIENT_ERROR <= status < _SERVER_ERROR and status not in _NOT_REFUSALS
 
 
 _clients: weakref.WeakSet[PushClient] = weakref.WeakSet()
@@ -177,8 +230,7 @@ def _main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     def make_app() -> FastAPI:
-        environment = os.environ.get("OTEL_PERF_ENVIRONMENT") or "demo"
-        configure(service_name="streak-push", service_version=__version__, environment=environment)
+        configure(**asdict(identity_of(os.environ, "streak-push")))
         app = create_push_app(delay_s=options.delay_ms / 1_000)
         instrument(app)
         mount(app)

@@ -74,7 +74,7 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Who a user is, at a glance."""
+    """Who a user is, at a glance; as it is written: days that are over since then are not accounted for."""
 
     name: str
     joined_on: date
@@ -82,6 +82,8 @@ class Profile:
     longest: int
     freezes: int
     xp: int
+    held_until: date | None = None
+    """The last day that counts for the streak: what the rest comes to today follows from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ class Kpis:
 
     users: int = 0
     active_streaks: int = 0
-    """Users with a streak."""
+    """Users with a streak that holds on this day, whether maintenance has been here or not."""
     weekly_bonuses: int = 0
     """Users with the bonus of this week."""
     freezes_earned: int = 0
@@ -126,9 +128,9 @@ class Kpis:
     reached_7_days: int = 0
     """Users whose longest streak has seven days or more."""
     kept_7_days: int = 0
-    """Users whose streak has seven days or more now."""
+    """Users whose streak has seven days or more, and holds."""
     streak_days: int = 0
-    """The days of all streaks together."""
+    """The days of all streaks that hold together."""
 
 
 # Maintenance -------------------------------------------------------------------------------------------------------
@@ -148,6 +150,8 @@ class Lease:
 
     holder: str
     until: datetime
+    asked_at: datetime | None = field(default=None, compare=False)
+    """When it was asked for, by the clock that `until` goes by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,3 +214,5 @@ class Run:
     error: str | None = None
     """The kind of failure that ended it."""
     tally: Tally = field(default_factory=Tally)
+    unsent: int = 0
+    """Messages that the push API did not take yet; they are kept."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, HTTPException, Path, Query, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from . import answers, rules
 from .access import NeedsUser
@@ -21,6 +21,8 @@ router = APIRouter(prefix="/api", tags=["streaks"])
 
 _KEY = r"^[!-~]+$"
 _MAX_KEY = 64
+#: What is the same when an activity is sent again.
+_LOGGED = ("category", "minutes", "note")
 _MAX_PAGE = 100
 #: Ids, and the cursors that are made of them: they sort by time, and what is logged meanwhile comes before the first.
 CURSOR = r"^[0-9a-f]{32}$"
@@ -40,12 +42,15 @@ _RECOVERY_REFUSED = {
 class NewActivity(BaseModel):
     """What someone did."""
 
+    # What is misspelt or of another type would be logged as something else than was meant.
+    model_config = ConfigDict(extra="forbid", strict=True)
+
     category: rules.Category
     minutes: Annotated[int, Field(ge=1, le=1_440)] = 15
     # PostgreSQL takes no text with a NUL in it.
     note: Annotated[str, Field(max_length=280, pattern=r"^[^\x00]*$")] | None = None
     client_key: Annotated[str, Field(min_length=1, max_length=_MAX_KEY, pattern=_KEY)] | None = None
-    """The caller's own name of the activity: sent again, it is not logged again."""
+    """The caller's own name of the activity: sent again, it is not logged again; of another it is refused."""
 
 
 def _or(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -81,11 +86,14 @@ async def log_activity(
 ) -> Response:
     """Log an activity, and return what it earned.
 
-    With a key that is known it is not logged again: the answer is a 200 with what was logged first.
+    With a key that is known it is not logged again: the answer is a 200 with what was logged first, or a 422 when that
+    was something else.
     """
     key = _one_key(new.client_key, idempotency_key)
     activity = Activity(new.category, new.minutes, new.note, key)
     receipt, is_new = await caller.parts.streaks.log_activity(caller.name, activity, caller.at)
+    if not is_new and any(receipt[name] != getattr(new, name) for name in _LOGGED):
+        raise RefusedError(422, "this key was used for another activity: use a new one", reason="key_reused")
     return caller.answer(receipt, 201 if is_new else 200)
 
 
@@ -106,7 +114,7 @@ async def get_consistency(caller: NeedsUser) -> Response:
 @router.get("/profile", summary="Get own profile", response_model=answers.Profile, responses=_or(404))
 async def get_profile(caller: NeedsUser) -> Response:
     """Return the caller at a glance."""
-    profile = await caller.parts.streaks.profile(caller.name)
+    profile = await caller.parts.streaks.profile(caller.name, caller.today)
     if profile is None:
         raise HTTPException(404, "you have no profile yet: log a first activity")
     return caller.answer(profile)
@@ -117,7 +125,7 @@ async def get_profile(caller: NeedsUser) -> Response:
 )
 async def get_leaderboard(caller: NeedsUser, limit: Annotated[int, Query(ge=1, le=BOARD_LIMIT)] = 10) -> Response:
     """Return the longest streaks."""
-    return caller.answer(await caller.parts.streaks.leaderboard(limit))
+    return caller.answer(await caller.parts.streaks.leaderboard(caller.today, limit))
 
 
 @router.get("/activities", summary="List own activities", response_model=answers.Page, responses=_or(422))
@@ -193,4 +201,5 @@ async def get_insights(caller: NeedsUser) -> Response:
 @router.get("/health", summary="Tell whether the service works", responses=refusals(503))
 async def get_health(parts: NeedsParts) -> answers.Health:
     """Tell whether the service can work; without its cache or the push API it goes on, degraded."""
-    return answers.Health.model_validate(await parts.streaks.health())
+    limits = "degraded" if parts.limits.degraded else "ok"
+    return answers.Health.model_validate({**await parts.streaks.health(), "limits": limits})

@@ -9,9 +9,12 @@ with XP within two days. Whoever does all four categories within a week gets hal
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date, datetime, time, timedelta, timezone
-from typing import Literal, get_args
+from fractions import Fraction
+from typing import Literal
+
+from .states import CATEGORIES, Applied, Category, Logged, Reason, Recovered, Settled, State
 
 __all__ = [
     "BONUS_MULTIPLIER",
@@ -31,6 +34,8 @@ __all__ = [
     "base_xp",
     "day_of",
     "ends_at",
+    "holds_on",
+    "holds_until",
     "log_activity",
     "recover",
     "recovery_cost_xp",
@@ -38,11 +43,6 @@ __all__ = [
     "week_of",
     "with_bonus",
 ]
-
-Category = Literal["learn", "move", "create", "connect"]
-CATEGORIES: tuple[Category, ...] = get_args(Category)
-Reason = Literal["missed", "freezes_exhausted"]
-"""Why a streak ended: a missed day without any freeze, or more missed days than there were freezes."""
 
 DAY_STARTS_AT = timedelta(hours=4)
 ONE_DAY = timedelta(days=1)
@@ -58,108 +58,6 @@ MAX_PAID_MINUTES = 60
 RECOVERY_DAYS = 2
 RECOVERY_XP_PER_DAY = 10
 MAX_RECOVERY_XP = 500
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """All that the rules need to know of one user."""
-
-    streak: int = 0
-    longest: int = 0
-    freezes: int = 0
-    """Held at this moment: `freezes_earned` less `freezes_used`."""
-    freezes_earned: int = 0
-    freezes_used: int = 0
-    last_active: date | None = None
-    """The last day on which something was done."""
-    held_until: date | None = None
-    """The last day that counts for the streak, by an activity or by a freeze."""
-    week: date | None = None
-    """The Monday of the week that `done` and `bonus` belong to."""
-    done: frozenset[Category] = frozenset()
-    bonus: bool = False
-    xp: int = 0
-    """What was earned, less what was paid for recoveries."""
-    lost_streak: int = 0
-    """How long the streak was that ended last; 0 when there is none to recover."""
-    lost_on: date | None = None
-    """The first day without that streak."""
-
-    def active_on(self, day: date) -> bool:
-        """Tell whether the user has done something on this day, or after it."""
-        return self.last_active is not None and self.last_active >= day
-
-    def held_on(self, day: date) -> bool:
-        """Tell whether this day counts for the streak already, by an activity or by a freeze."""
-        return self.held_until is not None and self.held_until >= day
-
-    def in_week(self, week: date) -> State:
-        """Return the state as this week sees it: a new week starts with nothing done.
-
-        It never goes back: a server whose clock is behind must not open the last week, and its bonus, again.
-        """
-        if self.week is not None and self.week >= week:
-            return self
-        return replace(self, week=week, done=frozenset(), bonus=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Logged:
-    """What one activity led to."""
-
-    state: State
-    xp: int
-    """What the activity earned in all, `bonus_xp` included."""
-    bonus_xp: int
-    grew: bool
-    freeze_earned: bool
-    bonus_earned: bool
-    """True for the one activity of a week that completes the four categories."""
-    milestone: int | None
-    settled: Settled
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """What the days since the last activity led to."""
-
-    state: State
-    freezes_spent: int = 0
-    broken: int = 0
-    """How long the streak was that ended; 0 when none did."""
-    reason: Reason | None = None
-    """Why it ended."""
-
-    @property
-    def changed(self) -> bool:
-        """Tell whether anything is to be written."""
-        return bool(self.freezes_spent or self.broken)
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """What applying a freeze by hand led to."""
-
-    state: State
-    applied: bool
-    refusal: Literal["no_streak", "no_freeze", "day_is_held"] | None
-    """Why it was not applied."""
-    settled: Settled
-
-
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """What buying back the lost streak led to."""
-
-    state: State
-    recovered: int
-    """How long the streak was that came back; 0 when none did."""
-    paid_xp: int
-    freeze_earned: bool
-    """True when what was added completes a seventh day."""
-    refusal: Literal["nothing_lost", "too_late", "too_few_xp"] | None
-    """Why none came back."""
-    settled: Settled
 
 
 def day_of(moment: datetime) -> date:
@@ -186,11 +84,22 @@ def base_xp(minutes: int) -> int:
     return XP_PER_ACTIVITY + min(minutes, MAX_PAID_MINUTES)
 
 
-def with_bonus(xp: int, multiplier: float = BONUS_MULTIPLIER) -> int:
-    """Return the XP with the bonus on it, rounded down."""
+def with_bonus(xp: int, multiplier: float | Fraction = BONUS_MULTIPLIER) -> int:
+    """Return the XP with the bonus on it, rounded down: exactly, however many there are."""
+    if xp < 0:
+        raise ValueError(f"XP must not be negative, not {xp}")
     if not 1.0 <= multiplier <= MAX_MULTIPLIER:
         raise ValueError(f"the multiplier must be from 1.0 to {MAX_MULTIPLIER}, not {multiplier}")
-    return int(xp * multiplier)
+    # 1.1 is eleven tenths here, and not the float that is next to it.
+    exact = Fraction(str(multiplier))
+    return xp * exact.numerator // exact.denominator
+
+
+def holds_until(state: State) -> date | None:
+    """Return the last day on which the streak still holds when nothing more is done; None without one."""
+    if state.streak == 0 or state.held_until is None:
+        return None
+    return state.held_until + ONE_DAY * (1 + state.freezes)
 
 
 def settle(state: State, today: date) -> Settled:
@@ -206,17 +115,34 @@ def settle(state: State, today: date) -> Settled:
     spent = min(missed, state.freezes)
     left = replace(state, freezes=state.freezes - spent, freezes_used=state.freezes_used + spent)
     if spent == missed:
-        return Settled(replace(left, held_until=today - ONE_DAY), freezes_spent=spent)
-    # The day that no freeze was left for is over when the next one begins.
-    lost_on = state.held_until + ONE_DAY * (spent + 2)
+        yesterday = today - ONE_DAY
+        return Settled(replace(left, held_until=yesterday, missed_on=yesterday), freezes_spent=spent)
+    # Days that freezes have held before this run count as well: running each day comes to the same. Days that were
+    # bought back do not.
+    reason: Reason = "freezes_exhausted" if spent or _is_frozen(state, state.held_until) else "missed"
+    held_until = state.held_until + ONE_DAY * spent
+    missed_on = held_until + ONE_DAY
     ended = replace(
-        left, streak=0, held_until=state.held_until + ONE_DAY * spent, lost_streak=state.streak, lost_on=lost_on
+        left,
+        streak=0,
+        held_until=held_until,
+        lost_streak=state.streak,
+        # The day that no freeze was left for is over when the next one begins.
+        lost_on=missed_on + ONE_DAY,
+        missed_on=missed_on,
     )
-    # Days that freezes have held before this run count as well: running each day comes to the same. So do days that
-    # were bought back.
-    frozen = spent > 0 or (state.last_active is not None and state.held_until > state.last_active)
-    reason: Reason = "freezes_exhausted" if frozen else "missed"
     return Settled(ended, freezes_spent=spent, broken=state.streak, reason=reason)
+
+
+def _is_frozen(state: State, day: date) -> bool:
+    """Tell whether a freeze alone holds a day."""
+    return state.last_active != day and day in (state.missed_on, state.rested_on)
+
+
+def holds_on(state: State, today: date) -> bool:
+    """Tell whether there is a streak, and it is not over today."""
+    last = holds_until(state)
+    return last is not None and last >= today
 
 
 def apply_freeze(state: State, today: date) -> Applied:
@@ -232,7 +158,9 @@ def apply_freeze(state: State, today: date) -> Applied:
         return Applied(state, applied=False, refusal="day_is_held", settled=settled)
     if not state.freezes:
         return Applied(state, applied=False, refusal="no_freeze", settled=settled)
-    held = replace(state, freezes=state.freezes - 1, freezes_used=state.freezes_used + 1, held_until=today)
+    held = replace(
+        state, freezes=state.freezes - 1, freezes_used=state.freezes_used + 1, held_until=today, rested_on=today
+    )
     return Applied(held, applied=True, refusal=None, settled=settled)
 
 
@@ -269,6 +197,8 @@ def recover(state: State, today: date) -> Recovered:
         xp=state.xp - cost,
         lost_streak=0,
         lost_on=None,
+        # It is paid for: what comes late for that day gives nothing back any more.
+        missed_on=None,
     )
     return Recovered(
         back, recovered=state.lost_streak, paid_xp=cost, freeze_earned=earns, refusal=None, settled=settled
@@ -276,9 +206,13 @@ def recover(state: State, today: date) -> Recovered:
 
 
 def log_activity(state: State, category: Category, minutes: int, today: date) -> Logged:
-    """Return what doing an activity today leads to. Days that maintenance has not seen yet are settled first."""
+    """Return what doing an activity today leads to. Days that maintenance has not seen yet are settled first.
+
+    What is written after its day is over, and after the day was settled as a missed one, gives back what that cost.
+    """
     settled = settle(state, today)
-    grown, grew, freeze_earned = _grow(settled.state, today)
+    given_back = _give_back(settled.state, today)
+    grown, grew, freeze_earned = _grow(given_back, settled.state, today)
     active, bonus_earned = _tick(grown, category, week_of(today))
     base = base_xp(minutes)
     xp = with_bonus(base) if active.bonus else base
@@ -291,22 +225,42 @@ def log_activity(state: State, category: Category, minutes: int, today: date) ->
         bonus_earned=bonus_earned,
         milestone=active.streak if grew and active.streak in MILESTONES else None,
         settled=settled,
+        restored=given_back.streak - settled.state.streak,
+        freeze_returned=given_back.freezes > settled.state.freezes,
     )
 
 
-def _grow(state: State, today: date) -> tuple[State, bool, bool]:
-    if state.active_on(today):
+def _give_back(state: State, today: date) -> State:
+    """Take back what missing a day has cost, when it turns out that something was done on it.
+
+    A server whose clock is behind is no way to more than that one day: nothing later may have been built upon it but
+    what was done on the day after.
+    """
+    if state.missed_on != today or state.held_until is None or state.held_until > today + ONE_DAY:
+        return state
+    if state.lost_on == today + ONE_DAY:
+        streak = state.lost_streak + state.streak
+        return replace(state, streak=streak, lost_streak=0, lost_on=None, missed_on=None)
+    returned = state.freezes < MAX_FREEZES
+    return replace(state, freezes=state.freezes + returned, freezes_used=state.freezes_used - returned, missed_on=None)
+
+
+def _grow(state: State, settled: State, today: date) -> tuple[State, bool, bool]:
+    late = state.missed_on != settled.missed_on
+    if state.active_on(today) and not late:
         return state, False, False
     streak = state.streak + 1
-    earns = streak % DAYS_PER_FREEZE == 0 and state.freezes < MAX_FREEZES
+    # A streak that came back, and grew meanwhile, may pass a seventh day with two steps.
+    before = state.streak - settled.streak or state.streak
+    earns = streak // DAYS_PER_FREEZE > before // DAYS_PER_FREEZE and state.freezes < MAX_FREEZES
     grown = replace(
         state,
         streak=streak,
         longest=max(state.longest, streak),
         freezes=state.freezes + earns,
         freezes_earned=state.freezes_earned + earns,
-        last_active=today,
-        # A freeze may hold a later day already, where a server's clock is behind.
+        last_active=max(state.last_active or today, today),
+        # A freeze, or an activity, may hold a later day already.
         held_until=max(state.held_until or today, today),
     )
     return grown, True, earns

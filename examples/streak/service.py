@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -13,7 +14,7 @@ from . import metrics, rules
 from .cache import BOARD_LIMIT, CALENDAR, CONSISTENCY, LEADERBOARD, PROFILE, ReadCache
 from .insights import insights
 from .push import PushClient
-from .records import Activity, Day, Entry, Kind, Message, Receipt
+from .records import Activity, Day, Entry, Kind, Message, Profile, Receipt
 from .stores import Store
 
 __all__ = ["BOARD_LIMIT", "MAX_DAYS", "Streaks", "freezes"]
@@ -32,15 +33,18 @@ class Streaks:
     @measure("log_activity", category="streak")
     async def log_activity(self, user: str, activity: Activity, at: datetime) -> tuple[dict[str, Any], bool]:
         """Log an activity, and tell what it earned and whether it is new: its client key may have been there before."""
-        receipt = await self._store.log_activity(user, activity, at)
+        async with self._attempt(user):
+            receipt = await self._store.log_activity(user, activity, at)
         logged = receipt.logged
         if logged is None:
-            return _receipt(receipt, notified=False), False
+            # It is sent again because there was no answer: perhaps nobody has come to forget anything then.
+            await self._forget(user, board=True)
+            return _receipt(receipt, rules.settle(receipt.state, rules.day_of(at)).state, notified=False), False
         metrics.record_logged(activity.category, logged)
         await self._forget(user, board=logged.grew or logged.settled.broken > 0)
         kind = _kind(logged)
         notified = kind is not None and await self._push.send(Message(user, kind))
-        return _receipt(receipt, notified=notified), True
+        return _receipt(receipt, receipt.state, notified=notified), True
 
     @measure("get_user_activities", category="streak")
     async def activities(
@@ -60,15 +64,10 @@ class Streaks:
         entry = await self._store.activity(user, activity_id)
         return None if entry is None else _entry(entry)
 
-    async def profile(self, user: str) -> dict[str, Any] | None:
+    async def profile(self, user: str, today: date) -> dict[str, Any] | None:
         """Return the user at a glance; None before the first activity."""
-
-        async def load() -> dict[str, Any] | None:
-            profile = await self._store.profile(user)
-            return None if profile is None else {**asdict(profile), "joined_on": profile.joined_on.isoformat()}
-
-        found: dict[str, Any] | None = await self._cache.read(PROFILE, load, user=user)
-        return found
+        kept: dict[str, Any] | None = await self._cache.read(PROFILE, lambda: self._load_profile(user), user=user)
+        return None if kept is None else _profile_today(kept, today)
 
     async def calendar(self, user: str, days: int, today: date) -> dict[str, Any]:
         """Return the last days, today included. All share one cached year, however many are asked for."""
@@ -79,17 +78,8 @@ class Streaks:
 
     async def consistency(self, user: str, today: date) -> dict[str, Any]:
         """Return what is done and what is missing of the week's four categories."""
-
-        async def load() -> dict[str, Any]:
-            state = await self._store.state(user)
-            return {
-                "week": state.week.isoformat() if state.week else None,
-                "done": sorted(state.done),
-                "bonus": state.bonus,
-            }
-
         # What is kept belongs to the week in which it was loaded; a new one has begun when they differ.
-        kept = await self._cache.read(CONSISTENCY, load, user=user)
+        kept = await self._cache.read(CONSISTENCY, lambda: self._load_week(user), user=user)
         week = rules.week_of(today).isoformat()
         current = kept["week"] == week
         done = kept["done"] if current else []
@@ -101,13 +91,14 @@ class Streaks:
             "multiplier": rules.BONUS_MULTIPLIER if bonus else 1.0,
         }
 
-    async def leaderboard(self, limit: int = BOARD_LIMIT) -> list[dict[str, Any]]:
-        """Return the longest streaks. XP in it may be as old as the strategy's TTL, streaks are not."""
-
-        async def load() -> list[dict[str, Any]]:
-            return [asdict(standing) for standing in await self._store.leaderboard(BOARD_LIMIT)]
-
-        board: list[dict[str, Any]] = await self._cache.read(LEADERBOARD, load, limit=BOARD_LIMIT)
+    async def leaderboard(self, today: date, limit: int = BOARD_LIMIT) -> list[dict[str, Any]]:
+        """Return the longest streaks that hold. XP in it may be as old as the strategy's TTL, streaks are not."""
+        kept = await self._cache.read(LEADERBOARD, lambda: self._load_board(today), limit=BOARD_LIMIT)
+        if kept["day"] < today.isoformat():
+            # With a new day streaks are over, and others are on the board.
+            await self._cache.forget_board()
+            kept = await self._cache.read(LEADERBOARD, lambda: self._load_board(today), limit=BOARD_LIMIT)
+        board: list[dict[str, Any]] = kept["board"]
         return board[:limit]
 
     async def insights(self, user: str, now: datetime) -> dict[str, Any]:
@@ -123,10 +114,11 @@ class Streaks:
 
     async def apply_freeze(self, user: str, today: date) -> rules.Applied:
         """Let a freeze hold today, unless there is a reason not to."""
-        applied = await self._store.apply_freeze(user, today)
+        async with self._attempt(user):
+            applied = await self._store.apply_freeze(user, today)
         metrics.record_freeze(applied)
-        if applied.applied or applied.settled.changed:
-            await self._forget(user, board=applied.settled.broken > 0)
+        # Also when it is refused: perhaps somebody else has written what it was refused for, and has not come to this.
+        await self._forget(user, board=applied.settled.broken > 0)
         return applied
 
     async def recovery(self, user: str, today: date) -> dict[str, Any]:
@@ -148,10 +140,10 @@ class Streaks:
 
     async def recover(self, user: str, today: date) -> rules.Recovered:
         """Buy back the streak that ended last, unless there is a reason not to."""
-        recovered = await self._store.recover(user, today)
+        async with self._attempt(user):
+            recovered = await self._store.recover(user, today)
         metrics.record_recovery(recovered)
-        if recovered.recovered or recovered.settled.changed:
-            await self._forget(user, board=True)
+        await self._forget(user, board=True)
         return recovered
 
     async def health(self) -> dict[str, str]:
@@ -159,6 +151,32 @@ class Streaks:
         await self._store.ping()
         cache = "ok" if await self._cache.ping() else "degraded"
         return {"status": "ok", "cache": cache, "push": "ok" if self._push.available else "degraded"}
+
+    async def warm_user(self, user: str, today: date) -> None:
+        """Keep what the user will ask for. Nobody waits for it: it is no hit, no miss and no step."""
+        await self._cache.fill(PROFILE, lambda: self._load_profile(user), user=user)
+        await self._cache.fill(CALENDAR, lambda: self._load_days(user, today), user=user)
+        await self._cache.fill(CONSISTENCY, lambda: self._load_week(user), user=user)
+
+    async def warm_board(self, today: date) -> None:
+        """Keep the board, as `warm_user` does what is a user's."""
+        await self._cache.fill(LEADERBOARD, lambda: self._load_board(today), limit=BOARD_LIMIT)
+
+    async def _load_profile(self, user: str) -> dict[str, Any] | None:
+        profile = await self._store.profile(user)
+        return None if profile is None else _profile(profile)
+
+    async def _load_week(self, user: str) -> dict[str, Any]:
+        state = await self._store.state(user)
+        return {
+            "week": state.week.isoformat() if state.week else None,
+            "done": sorted(state.done),
+            "bonus": state.bonus,
+        }
+
+    async def _load_board(self, today: date) -> dict[str, Any]:
+        board = await self._store.leaderboard(BOARD_LIMIT, today)
+        return {"day": today.isoformat(), "board": [asdict(standing) for standing in board]}
 
     async def _year(self, user: str, today: date) -> list[dict[str, Any]]:
         year: list[dict[str, Any]] = await self._cache.read(
@@ -168,8 +186,20 @@ class Streaks:
 
     @measure("get_user_activities", category="streak")
     async def _get_user_activities(self, user: str, today: date) -> list[dict[str, Any]]:
+        return await self._load_days(user, today)
+
+    async def _load_days(self, user: str, today: date) -> list[dict[str, Any]]:
         days: Sequence[Day] = await self._store.calendar(user, today - timedelta(days=MAX_DAYS - 1), today)
         return [{"day": day.day.isoformat(), "activities": day.activities, "xp": day.xp} for day in days]
+
+    @asynccontextmanager
+    async def _attempt(self, user: str) -> AsyncIterator[None]:
+        """Forget what is cached when a write fails, or nobody waits for it any more: it may have been made even so."""
+        try:
+            yield
+        except BaseException:
+            await self._forget(user, board=True)
+            raise
 
     async def _forget(self, user: str, *, board: bool) -> None:
         await self._cache.forget_user(user, board=board)
@@ -200,8 +230,27 @@ def _entry(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _receipt(receipt: Receipt, *, notified: bool) -> dict[str, Any]:
-    state, logged = receipt.state, receipt.logged
+def _profile(profile: Profile) -> dict[str, Any]:
+    """Return what is kept of a profile: it depends on no day."""
+    held_until = None if profile.held_until is None else profile.held_until.isoformat()
+    return {**asdict(profile), "joined_on": profile.joined_on.isoformat(), "held_until": held_until}
+
+
+def _profile_today(kept: dict[str, Any], today: date) -> dict[str, Any]:
+    """Return a profile with the days accounted for that are over by now, whoever has seen them yet."""
+    shown = dict(kept)
+    held_until = shown.pop("held_until", None)
+    if held_until is not None:
+        written = rules.State(
+            streak=shown["streak"], freezes=shown["freezes"], held_until=date.fromisoformat(held_until)
+        )
+        state = rules.settle(written, today).state
+        shown.update(streak=state.streak, freezes=state.freezes)
+    return shown
+
+
+def _receipt(receipt: Receipt, state: rules.State, *, notified: bool) -> dict[str, Any]:
+    logged = receipt.logged
     return {
         **_entry(receipt.entry),
         "streak": state.streak,

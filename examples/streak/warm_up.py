@@ -1,6 +1,8 @@
 """Fills the cache before anybody asks: the board, and the pages of those who did something last.
 
-It runs in the background when the service starts, and after a maintenance run, which made many values old.
+It runs in the background when the service starts, and after a maintenance run, which made many values old. Nobody asked
+for what it loads, so that hit rates and the step `get_user_activities` are those of users: only the job itself and its
+queries show it.
 """
 
 from __future__ import annotations
@@ -37,23 +39,17 @@ async def warm_up(streaks: Streaks, store: Store, cache: ReadCache, today: date,
     warmed = 0
     try:
         with _job as run:
-            await streaks.leaderboard()
+            await streaks.warm_board(today)
             left = iter(await store.most_active(limit))
             # Without a cache all of this would be loaded for nothing.
             while not cache.degraded and (users := list(islice(left, _USERS_AT_ONCE))):
-                await _all(_load(streaks, user, today) for user in users)
+                await _all(streaks.warm_user(user, today) for user in users)
                 warmed += len(users)
                 run.items = warmed
     except Exception as problem:
         # The text is left out: it may repeat what is in the database.
         _log.warning("the cache was warmed up for %d users only (%s)", warmed, type(problem).__name__)
     return warmed
-
-
-async def _load(streaks: Streaks, user: str, today: date) -> None:
-    await streaks.profile(user)
-    await streaks.calendar(user, 1, today)
-    await streaks.consistency(user, today)
 
 
 async def _all(works: Iterable[Awaitable[None]]) -> None:

@@ -20,6 +20,7 @@ from .jobs import Job, Queue
 
 _log = logging.getLogger("worker")
 _IDLE_S = 0.2
+_SOON_S = 10.0
 _TIMEOUT_S = 30.0
 
 _handled = catalogue.counter(
@@ -63,10 +64,20 @@ def _work(queue: Queue, stop: _Stop, *, drain: bool) -> None:
         job = queue.take()
         if job is not None:
             _handle(queue, job)
-        elif drain:
+        elif drain and not _is_due_soon(queue):
             return
         else:
             time.sleep(_IDLE_S)
+
+
+def _is_due_soon(queue: Queue) -> bool:
+    due_in_s = queue.due_in_s()
+    if due_in_s is None:
+        return False
+    if due_in_s > _SOON_S:
+        _log.warning("jobs are left: the next one is due in %.0f s", due_in_s)
+        return False
+    return True
 
 
 def _handle(queue: Queue, job: Job) -> None:
@@ -89,8 +100,9 @@ def _main(argv: Sequence[str] | None = None) -> int:
     add.add_argument("kind", choices=sorted(_HANDLERS))
     add.add_argument("payload", help="a text for count_words, an address for deliver")
     run = commands.add_parser("run", help="work on jobs until SIGTERM")
-    run.add_argument("--drain", action="store_true", help="end when no job waits")
+    run.add_argument("--drain", action="store_true", help=f"end when no job is due within {_SOON_S:.0f} s")
     run.add_argument("--lease-s", type=float, default=60.0, help="a job of a worker that died is free after this time")
+    run.add_argument("--retry-s", type=float, default=1.0, help="the pause after a first failure; it doubles each time")
     options = parser.parse_args(argv)
     if options.command == "add":
         if options.kind == "deliver" and not options.payload.startswith(("http://", "https://")):
@@ -102,7 +114,7 @@ def _main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s %(message)s")
     configure(service_name="worker")
     stop = _Stop()  # after configure(), which has the signals otherwise; what waits is sent as the process ends
-    queue = Queue(options.queue, lease_s=options.lease_s)
+    queue = Queue(options.queue, lease_s=options.lease_s, retry_s=options.retry_s)
     _work(queue, stop, drain=options.drain)
     print(queue.states())
     queue.close()

@@ -13,11 +13,13 @@ __all__ = ["load_table", "maintenance_table", "share_table", "streak_tables"]
 Table = Callable[[Sequence[str], Iterable[Sequence[str]]], str]
 _NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 _SHAPES = {
-    "calendar": "100 users on the calendar, thinking 1 to 3 s",
-    "log": "100 activities a second, and the same readers",
-    "burst": "100 readers at the same moment, each second",
-    "closed": "100 readers without a pause",
+    "calendar": "{users} readers of the calendar, each 1 to 3 s",
+    "log": "{users} who log each second, and as many readers",
+    "burst": "{users} readers at the same moment, each second",
+    "closed": "{users} readers without a pause",
 }
+#: How many requests a second one user asks for; without a pause it is as many as the service lets it.
+_ASKS = {"calendar": {"calendar": 0.5}, "log": {"log": 1.0, "calendar": 0.5}, "burst": {"calendar": 1.0}}
 
 
 def _middle(rounds: Sequence[Mapping[str, Any]], name: str, key: str) -> str:
@@ -30,19 +32,22 @@ def load_table(told: Told, table: Table) -> str:
     for database in DATABASES:
         for shape, title in _SHAPES.items():
             rounds = [each for each in told.get((shape, database), ()) if each["requests"]]
+            users = rounds[0]["users"] if rounds else 0
             for name in rounds[0]["requests"] if rounds else ():
                 busy = median(each["generator"]["busy"] for each in rounds)
                 others = median(each["elsewhere"] for each in rounds)
                 kept_up = sum(each["trusted"] for each in rounds)
+                asks = _ASKS.get(shape, {}).get(name)
                 rows.append((
-                    f"{title}: {name}", _NAMES[database],
+                    f"{title.format(users=users)}: {name}", _NAMES[database],
+                    "-" if asks is None else f"{asks * users:g}",
                     *(_middle(rounds, name, key) for key in ("per_s", "p50_ms", "p95_ms", "p99_ms")),
                     str(sum(each["requests"][name]["errors"] for each in rounds)), f"{busy:.0%}", f"{others:.0%}",
                     f"{kept_up} of {len(rounds)}",
                 ))  # fmt: skip
     head = (
-        "load on one worker", "database", "requests/s", "p50 ms", "p95 ms", "p99 ms", "errors", "Locust's core",
-        "others", "rounds it kept up",
+        "load on one worker", "database", "asked/s", "requests/s", "p50 ms", "p95 ms", "p99 ms", "errors",
+        "Locust's core", "others", "rounds it kept up",
     )  # fmt: skip
     return table(head, rows)
 

@@ -54,7 +54,7 @@ def streak_load(name):
     latencies = {"count": 10, "per_s": 5.0, "errors": 0, "p50_ms": 2.0, "p95_ms": 9.0, "p99_ms": 12.0, "max_ms": 15.0}
     generator = {"busy": 0.1, "late_p95_ms": 1.0, "pace": None}
     return [{
-        "requests": {name: latencies}, "failures": {}, "trusted": True, "why": "", "generator": generator,
+        "users": 20, "requests": {name: latencies}, "failures": {}, "trusted": True, "why": "", "generator": generator,
         "elsewhere": 0.0,
     }]  # fmt: skip
 

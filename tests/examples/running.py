@@ -17,10 +17,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextlib.contextmanager
-def running(module: str, **env: str) -> Iterator[str]:
+def running(module: str, *arguments: str, **env: str) -> Iterator[str]:
     """Run `python -m module` and give the address it serves at; at the end SIGTERM has stopped it in order."""
     process = subprocess.Popen(
-        [sys.executable, "-m", module],
+        [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

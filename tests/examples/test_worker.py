@@ -205,7 +205,7 @@ def test_a_job_that_fails_is_tried_three_times(file):
     """Three failures are three failed runs and three failed calls; then it is given up, and the next job is done."""
     _add(file, ("deliver", "http://127.0.0.1:9/nobody"), ("count_words", "x"))
     with FakeCollector() as collector:
-        _, err = _ended(_start(file, collector, "--drain"))
+        _, err = _ended(_start(file, collector, "--drain", "--retry-s", "0.01"))
         assert err.count("job 1 failed (URLError)") == 3
         assert err.count("given up") == 1
         assert _results(file) == [("failed", None, 3), ("done", "1", 1)]
@@ -215,6 +215,42 @@ def test_a_job_that_fails_is_tried_three_times(file):
         for metric in ("background.job.duration", "external.api.duration"):
             failed = [p for p in collector.metric(metric).points if "error.type" in attributes(p)]
             assert [(attributes(p)["error.type"], p.count) for p in failed] == [("urllib.error.URLError", 3)]
+
+
+def test_a_job_that_failed_waits_longer_each_time(file, monkeypatch):
+    """It is not given out until a pause is over that doubles, and is never the same for two jobs."""
+    monkeypatch.setattr("examples.worker.jobs.time.time", lambda: now)
+    _add(file, *(("count_words", "x"),) * 20)
+    queue, now, pauses = Queue(file, retry_s=8.0), 1_000.0, {}
+    for attempt in (1, 2):
+        for _ in range(20):
+            job = queue.take()
+            assert job is not None
+            assert job.attempt == attempt
+            assert queue.give_back(job)
+        assert queue.take() is None
+        connection = sqlite3.connect(file)
+        pauses[attempt] = {at - now for (at,) in connection.execute("SELECT free_at FROM jobs")}
+        connection.close()
+        assert queue.due_in_s() == min(pauses[attempt])
+        now += 100.0
+    assert len(pauses[1]) == len(pauses[2]) == 20
+    assert all(4.0 <= pause <= 12.0 for pause in pauses[1])
+    assert all(8.0 <= pause <= 24.0 for pause in pauses[2])
+    jobs = [queue.take() for _ in range(20)]
+    assert not any(queue.give_back(job) for job in jobs if job)
+    assert queue.due_in_s() is None
+    queue.close()
+
+
+def test_drain_says_what_is_left(file):
+    """What is due later than soon is not waited for; it says so, and the job keeps its attempts."""
+    _add(file, ("deliver", "http://127.0.0.1:9/nobody"))
+    with FakeCollector() as collector:
+        out, err = _ended(_start(file, collector, "--drain", "--retry-s", "100"))
+    assert out == "{'waiting': 1}\n"
+    assert "jobs are left: the next one is due in" in err
+    assert _results(file) == [("waiting", None, 1)]
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ async def maintaining(
     transport: httpx.AsyncBaseTransport | None = None,
     push_url: str | None = "http://push",
     lease: dict[str, float] | None = None,
+    outbox_for_s: float = 0.0,
     **settings: Any,
 ) -> AsyncIterator[Kit]:
     """Make a maintenance; its push API is in this process unless there is another transport to it."""
@@ -68,7 +69,8 @@ async def maintaining(
     push = PushClient(push_url, transport=transport or httpx.ASGITransport(app))
     cashews = make_cache(None)
     cache = ReadCache(cashews)
-    maintenance = Maintenance(runs or database.runs, cache, push, Settings(**settings), **(lease or {}))
+    more = {"outbox_for_s": outbox_for_s, **(lease or {})}
+    maintenance = Maintenance(runs or database.runs, cache, push, Settings(**settings), **more)
     try:
         yield Kit(maintenance, cache, cashews, app)
     finally:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 async def test_health(service: Service) -> None:
     """The service is healthy while its store, cache and push API answer, and needs no token to say so."""
     answer = await service.http.get("/api/health")
-    assert (answer.status_code, answer.json()) == (200, {"status": "ok", "cache": "ok", "push": "ok"})
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok", "cache": "ok", "limits": "ok", "push": "ok"})
 
 
 async def test_dead_store_is_unhealthy(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +143,9 @@ async def test_unknown_method_is_refused(service: Service) -> None:
     answer = await service.http.put("/api/profile", headers=service.as_user())
     assert_refused(answer, 405)
     assert answer.headers["allow"] == "GET"
+    answer = await service.http.delete("/api/activities")
+    assert_refused(answer, 405)
+    assert answer.headers["allow"] == "GET, POST"
 
 
 async def test_demo_has_its_own_routes(start: Start) -> None:

@@ -65,12 +65,29 @@ async def test_push_failure_fails_no_request(start: Start, failure: Exception | 
 async def test_same_client_key_logs_once(service: Service) -> None:
     """An activity that is sent twice under one key is logged once and answered alike; others have keys of their own."""
     first = await service.log("learn", client_key="k-1")
-    again = await service.log("move", client_key="k-1")
+    again = await service.log("learn", client_key="k-1")
     assert (first.status_code, again.status_code) == (201, 200)
     assert (again.json()["id"], again.json()["category"]) == (first.json()["id"], "learn")
     assert (again.json()["repeated"], again.json()["notified"]) == (True, False)
     assert (await service.log(user="ben", client_key="k-1")).status_code == 201
     assert await service.rows() == (2, 2)
+
+
+@pytest.mark.parametrize("changed", [{"category": "move"}, {"minutes": 16}, {"note": None}, {"note": "Scales"}])
+async def test_key_of_another_activity_is_refused(service: Service, changed: dict[str, Any]) -> None:
+    """A key that comes again with something else is refused: it would be lost, and nobody would know."""
+    sent = {"category": "learn", "minutes": 15, "note": "scales", "client_key": "k-1"}
+    assert (await service.log(**sent)).status_code == 201
+    problem = assert_refused(await service.log(**{**sent, **changed}), 422)
+    assert problem["reason"] == "key_reused"
+    assert (await service.log(**sent)).status_code == 200
+    assert await service.rows() == (1, 1)
+
+
+async def test_what_is_not_known_is_named(service: Service) -> None:
+    """A member that no activity has is refused by its place: misspelt minutes would be logged as 15."""
+    problem = assert_refused(await service.log("learn", minuets=30), 422)
+    assert [(error["in"], error["pointer"]) for error in problem["errors"]] == [("body", "/minuets")]
 
 
 async def _log_with(service: Service, key: str | bytes, **body: Any) -> httpx.Response:
@@ -179,6 +196,8 @@ BAD_ACTIVITIES: list[tuple[str, bytes]] = [
     ("negative minutes", b'{"category": "learn", "minutes": -5}'),
     ("more minutes than a day has", b'{"category": "learn", "minutes": 1441}'),
     ("half a minute", b'{"category": "learn", "minutes": 0.5}'),
+    ("minutes that are a truth", b'{"category": "learn", "minutes": true}'),
+    ("minutes that are a text", b'{"category": "learn", "minutes": "15"}'),
     ("endless minutes", b'{"category": "learn", "minutes": 1e999}'),
     ("minutes of many digits", b'{"category": "learn", "minutes": ' + b"9" * 5_000 + b"}"),
     ("a note that is too long", b'{"category": "learn", "note": "' + b"n" * 281 + b'"}'),

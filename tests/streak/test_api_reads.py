@@ -80,6 +80,20 @@ async def test_profile_and_leaderboard_follow_writes(service: Service) -> None:
     assert_refused(await service.get("/api/profile", "eve"), 404)
 
 
+async def test_reads_agree_before_maintenance(service: Service) -> None:
+    """Ten active days and then nothing: profile, board, freezes and insights say the same, day after day."""
+    for _ in range(10):
+        await service.log()
+        service.clock.pass_days()
+    for streak, held in ((10, 1), (10, 0), (0, 0)):
+        profile = (await service.get("/api/profile")).json()
+        assert (profile["streak"], profile["freezes"], profile["longest"]) == (streak, held, 10)
+        assert (await service.get("/api/freeze")).json()["held"] == held
+        assert (await service.get("/api/insights")).json()["streak"] == streak
+        assert [line["streak"] for line in (await service.get("/api/leaderboard")).json()] == [streak] * bool(streak)
+        service.clock.pass_days()
+
+
 async def test_leaderboard_has_the_length_asked_for(service: Service) -> None:
     """The board is cut to the limit, of 10 lines by default, and its limit is from 1 to 100."""
     for number in range(12):

@@ -14,7 +14,6 @@ import redis
 from cashews import Cache
 
 from collector import servers
-from examples.streak import cache as cache_module
 from examples.streak.cache import BOARD_LIMIT, LEADERBOARD, PROFILE, ReadCache, make_cache
 from tests.conftest import Telemetry
 from tests.servers import find_or_skip
@@ -32,6 +31,12 @@ async def _value(value: Any) -> Any:
 
 def _load(value: Any) -> Callable[[], Awaitable[Any]]:
     return lambda: _value(value)
+
+
+@pytest.fixture(autouse=True)
+def _closes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("examples.streak.cache._CLOSE_WITHIN_S", 0.0)
+    monkeypatch.setattr("examples.streak.effort._FORGET_FOR_S", 0.0)
 
 
 @pytest.fixture
@@ -175,7 +180,7 @@ async def test_a_write_cut_off_in_the_middle_is_still_forgotten(own_redis: serve
 
 async def test_more_is_owed_than_can_be_named(own_redis: servers.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is owed is bounded; beyond that all cached values are forgotten, and nothing else in that Redis."""
-    monkeypatch.setattr(cache_module, "_MAX_OWED", 30)
+    monkeypatch.setattr("examples.streak.debts._MAX_NAMED", 30)
     clock = Seconds()
     async with _reading(make_cache(own_redis.url), clock) as cache:
         await cache.read(PROFILE, _load("old"), user="ada")
@@ -187,7 +192,7 @@ async def test_more_is_owed_than_can_be_named(own_redis: servers.Redis, monkeypa
                 await cache.forget_user("ada")
                 for number in range(100):
                     await cache.forget_user(f"user-{number}")
-                    assert len(cache._owed) <= 30
+                    assert len(cache._debts) <= 31
             finally:
                 own_redis.process.signal(signal.SIGCONT)
             clock.now_s += _AWAY_S

@@ -191,7 +191,7 @@ def test_each_text_has_its_own_key(texts: list[str]) -> None:
         assert not (key.startswith("__") and key.endswith("__"))
 
 
-days = st.one_of(st.none(), st.dates())
+days = st.one_of(st.none(), st.dates(max_value=date(9999, 12, 1)))
 states = st.builds(
     rules.State,
     streak=st.integers(0, 10_000),
@@ -203,6 +203,8 @@ states = st.builds(
     xp=st.integers(0, 2**53),
     lost_streak=st.integers(0, 10_000),
     lost_on=days,
+    missed_on=days,
+    rested_on=days,
 )
 
 
@@ -226,3 +228,42 @@ def test_entries_as_documents() -> None:
     """An activity comes back as it was, its moment in UTC."""
     entry = Entry("0" * 32, NOON, TODAY, "learn", 20, None, 30, 0)
     assert documents.to_entry(documents.from_entry(entry, "ada")) == entry
+
+
+@pytest.mark.anyio
+async def test_the_board_passes_over_streaks_that_are_over(opened: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long streaks that are over are read and left out, and more are read in their place, as far as that goes."""
+    for name, days, until in (
+        ("a", 4, 9),
+        ("b", 4, 9),
+        ("c", 3, 9),
+        ("d", 3, 9),
+        ("e", 3, 9),
+        ("f", 2, 0),
+        ("g", 1, 0),
+    ):
+        for before in range(days - 1, -1, -1):
+            at = NOON - timedelta(days=before + until)
+            await opened.store.log_activity(name, Activity("learn", 10), at)
+    monkeypatch.setattr("examples.streak.stores.firestore._MORE", (1, 5))
+    for limit, names in ((1, ["f"]), (2, ["f", "g"]), (9, ["f", "g"])):
+        assert [line.name for line in await opened.store.leaderboard(limit, TODAY)] == names
+    monkeypatch.setattr("examples.streak.stores.firestore._MORE", (1, 4))
+    assert await opened.store.leaderboard(1, TODAY) == []
+
+
+@pytest.mark.anyio
+async def test_a_document_of_an_earlier_version(opened: Database) -> None:
+    """What the state has got since is not in it: it reads as a user of whom nothing was missed yet."""
+    await opened.store.log_activity("ada", Activity("learn", 10), NOON)
+    (key, fields), *_ = (await documents_in(opened, "users")).items()
+    new = ("missed_on", "rested_on", "holds_until", "week_holds_until")
+    assert set(new) <= set(fields)
+    older = {name: value for name, value in fields.items() if name not in new}
+    document = client_of(opened).collection("users").document(key)
+    await document.delete()  # the emulator keeps fields that are not in what is set
+    await document.set(older)
+    assert (await opened.store.state("ada")).missed_on is None
+    assert (await opened.store.kpis(TODAY)).active_streaks == 0
+    await opened.store.log_activity("ada", Activity("learn", 10), NOON)
+    assert (await opened.store.kpis(TODAY)).active_streaks == 1

@@ -114,7 +114,7 @@ async def ask_everything(database: Database) -> None:
         await store.activities("ada", limit=5, before=cursor, category="learn")
     await store.calendar("ada", TODAY, TODAY)
     await store.totals("ada")
-    await store.leaderboard(5)
+    await store.leaderboard(5, TODAY)
     await store.most_active(5)
     await store.report(TODAY)
     await store.kpis(TODAY)
@@ -158,7 +158,7 @@ async def test_each_query_has_its_index(before: Front) -> None:
     assert not idle, "indexes without a query"
     exempt = {(each["collectionGroup"], each["fieldPath"]) for each in declared["fieldOverrides"]}
     used = set().union(*(each.single for each in wanted))
-    assert ("users", "streak") in used
+    assert ("users", "longest") in used
     assert not used & exempt, "queries whose index is switched off"
     assert ("activities", "note") in exempt
 

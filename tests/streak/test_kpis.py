@@ -15,7 +15,9 @@ import pytest
 from examples.streak.kpis import TARGETS, KpiBoard, report
 from examples.streak.metrics import KPI_COUNTS
 from examples.streak.records import Kpis
+from examples.streak.rules import day_of
 from tests.conftest import Telemetry
+from tests.streak.conftest import Service
 
 # Before 4:00 UTC, so the day is still the one before.
 NOW = datetime(2026, 3, 5, 3, tzinfo=timezone.utc)
@@ -175,3 +177,30 @@ def test_a_count_that_is_cancelled_keeps_the_last() -> None:
     _while_counting(board, lambda: _until(lambda: bool(hangs.asked)))
     assert board.current() is None
     assert board.failed == 0
+
+
+@pytest.mark.anyio
+async def test_a_streak_that_is_over_counts_for_nothing(service: Service) -> None:
+    """What the board counts, and an admin is shown, has the streaks that hold: before any maintenance too."""
+    for day in range(8):
+        await service.log(user="ada")
+        if day > 4:
+            await service.log(user="ben")
+        service.clock.pass_days()
+    parts = service.app.state.parts
+
+    async def shown() -> dict[str, tuple[int, int]]:
+        await parts.kpis.count(service.clock(), day_of(service.clock()))
+        answer = await service.http.get("/api/admin/kpis", headers=service.as_user("root", admin=True))
+        rows = {row["name"]: (row["numerator"], row["denominator"]) for row in answer.json()["kpis"]}
+        return {name: rows[name] for name in ("active_streaks", "retention_7d", "average_length")}
+
+    assert await shown() == {"active_streaks": (2, 2), "retention_7d": (1, 1), "average_length": (11, 2)}
+    service.clock.pass_days()
+    assert await shown() == {"active_streaks": (1, 2), "retention_7d": (1, 1), "average_length": (8, 1)}
+    service.clock.pass_days()
+    over = {"active_streaks": (0, 2), "retention_7d": (0, 1), "average_length": (0, 0)}
+    assert await shown() == over
+    await service.maintain()
+    assert await shown() == over
+    assert parts.kpis.current().freezes_used == 1

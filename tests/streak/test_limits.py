@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
 from collector import servers
-from examples.streak.limits import MAX_BODY_BYTES, BodyLimit, RateLimits
-from tests.streak.conftest import Seconds, Start
+from examples.streak.limits import MAX_BODY_BYTES, BodyLimit, RateLimits, Taken
+from tests.conftest import Telemetry
+from tests.streak.conftest import Start
 
 pytestmark = pytest.mark.anyio
 
@@ -25,10 +27,8 @@ _AT_S = 1_772_625_600.0
 
 
 @asynccontextmanager
-async def _limits(
-    quota: int, redis_url: str | None = None, clock_s: Callable[[], float] | None = None
-) -> AsyncIterator[RateLimits]:
-    limits = RateLimits(quota, redis_url, **({"clock_s": clock_s} if clock_s else {}))
+async def _limits(quota: int, redis_url: str | None = None) -> AsyncIterator[RateLimits]:
+    limits = RateLimits(quota, redis_url)
     try:
         yield limits
     finally:
@@ -124,28 +124,82 @@ async def test_many_at_once_share_a_quota(redis_server: servers.Redis) -> None:
         assert sum(each is not None and each.allowed for each in taken) == 30
 
 
-async def test_limit_goes_on_when_redis_dies(caplog: pytest.LogCaptureFixture) -> None:
-    """A Redis that dies is said once; the process counts on by itself, what was spent included, until it is back."""
-    clock = Seconds()
+async def test_a_burst_leaves_the_quota_to_others(redis_server: servers.Redis) -> None:
+    """A burst at one process takes what it asks for and no more than a share beyond; what is left another one has."""
+    quota, share = 600, 12
+    at_s = _AT_S + 90_000
+    async with _limits(quota, redis_server.url) as one, _limits(quota, redis_server.url) as other:
+        for burst in (60, 1, 60):
+            taken = await asyncio.gather(*(one.take("burst-ada", at_s) for _ in range(burst)))
+            assert all(each is not None and each.allowed for each in taken)
+        with Redis.from_url(redis_server.url) as redis:
+            (key,) = redis.keys("*burst-ada*")
+            assert 121 <= int(redis.get(key)) < 121 + share
+        first = await other.take("burst-ada", at_s)
+        assert first is not None
+        assert first.left >= quota - 121 - 1 - share
+
+
+async def test_bursts_at_two_processes_share_the_quota(redis_server: servers.Redis) -> None:
+    """Whatever comes at once and where: nobody is refused before all but a share for each process is spent."""
+    quota, share = 600, 12
+    at_s = _AT_S + 96_000
+    async with _limits(quota, redis_server.url) as one, _limits(quota, redis_server.url) as other:
+        let_through = 0
+        for number in range(14):
+            limits = (one, other)[number % 2]
+            taken = await asyncio.gather(*(limits.take("bursts-ada", at_s) for _ in range(70)))
+            allowed = sum(each is not None and each.allowed for each in taken)
+            assert allowed == 70 or let_through + allowed >= quota - 2 * share
+            let_through += allowed
+        assert quota - share <= let_through <= quota
+
+
+async def test_a_share_whose_taker_is_gone(redis_server: servers.Redis) -> None:
+    """When whoever takes a share for all is cancelled, one of those who wait for it takes one."""
+    async with _limits(600, redis_server.url) as limits:
+        at_s = _AT_S + 102_000
+        tasks = [asyncio.create_task(limits.take("gone-ada", at_s)) for _ in range(5)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        cancelled, *taken = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(cancelled, asyncio.CancelledError)
+        assert all(isinstance(each, Taken) and each.allowed for each in taken)
+
+
+async def test_limit_goes_on_when_redis_dies(
+    telemetry: Telemetry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Redis that dies is said once; the process counts by itself, and finds out unasked when Redis is back."""
+    monkeypatch.setattr("examples.streak.mending._EVERY_S", 0.02)
+
+    def gauge() -> float:
+        (point,) = telemetry.points("streak.limits.degraded")
+        return float(point.value)
+
     with servers.redis() as server:
-        async with _limits(50, server.url, clock) as limits:
+        async with _limits(50, server.url) as limits:
+            assert gauge() == 0
             assert await _allowed(limits, "ada", 30) == 30
             server.process.stop()
             with caplog.at_level(logging.WARNING):
                 assert await _allowed(limits, "ada", 40) == 20
                 assert await _allowed(limits, "ben", 60) == 50
             assert limits.degraded
+            assert gauge() == 1
             (record,) = caplog.records
             assert "Redis failed" in record.getMessage()
             assert server.url not in caplog.text
             caplog.clear()
             with servers.redis(port=server.port):
-                clock.now_s += 5.1
+                with anyio.fail_after(10):
+                    while limits.degraded:  # noqa: ASYNC110  # what is waited for happens in a server
+                        await asyncio.sleep(0.01)
+                assert gauge() == 0
                 assert await _allowed(limits, "ada", 60, _AT_S + 60) == 50
-                assert not limits.degraded
                 with Redis.from_url(server.url) as redis:
                     assert redis.keys("*ada*")
-            assert not caplog.records
+            assert [record.levelname for record in caplog.records] in ([], ["INFO"])
 
 
 async def test_redis_that_was_never_there(caplog: pytest.LogCaptureFixture) -> None:

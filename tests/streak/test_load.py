@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -17,9 +19,11 @@ import pytest
 from examples.streak.load_targets import BadTargetError, judge, p, read_targets, require_loopback
 from tests.benchmarks import streak_load, streak_seed, streak_values
 from tests.benchmarks.processes import Started
+from tests.benchmarks.report import markdown_table
 from tests.benchmarks.streak import Size, Streak, today
 from tests.benchmarks.streak_bare import Nothing
 from tests.benchmarks.streak_places import Places
+from tests.benchmarks.streak_report import load_table
 from tests.benchmarks.streak_values import UntoldError
 
 ROOT = Path(__file__).absolute().parents[2]
@@ -61,6 +65,69 @@ def test_locust_counts_what_the_service_counts(places):
     assert service.counted("streak_xp_total") > 0
     written = streak_seed.query(url, "SELECT count(*) FROM streak_activities WHERE bonus_xp >= 0")
     assert written[0][0] == 70 * 12 + found["sent"]["log"]
+
+
+class _Stalls(BaseHTTPRequestHandler):
+    """Answers nobody until it may."""
+
+    protocol_version = "HTTP/1.1"
+    may = threading.Event()
+
+    def do_GET(self):
+        self.may.wait(30)
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_stall_drops_no_reads():
+    """Each reader is due twice within four seconds: both reads are made and counted, though none got through."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Stalls)
+    server.daemon_threads = True
+    serving = threading.Thread(target=server.serve_forever, args=(0.05,))
+    serving.start()
+    ends = threading.Timer(6.0, _Stalls.may.set)
+    ends.start()
+    try:
+        done = run(
+            "examples.streak.load_run", "--url", f"http://127.0.0.1:{server.server_address[1]}", "--users", "10",
+            "--seconds", "4", "--warm-up", "0", STREAK_SECRET="0123456789abcdef",
+        )  # fmt: skip
+    finally:
+        ends.cancel()
+        _Stalls.may.set()
+        server.shutdown()
+        serving.join()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    read = json.loads(done.stdout)["requests"]["calendar"]
+    assert read["count"] >= 18  # one of a reader may have been due before the counting began
+    # The second read could be sent when the first one was answered, seconds after it was due.
+    assert read["p50_ms"] > read["from_sent"]["p50_ms"]
+
+
+def test_the_table_tells_who_asked_for_what():
+    """Numbers of users, and rates that were asked for, are those of the run."""
+    told = {
+        (shape, "sqlite"): [
+            {
+                "users": 20, "trusted": True, "elsewhere": 0.0, "generator": {"busy": 0.1},
+                "requests": {
+                    name: {"per_s": 4.5, "p50_ms": 1.0, "p95_ms": 2.0, "p99_ms": 3.0, "errors": 0} for name in names
+                },
+            }
+        ]
+        for shape, names in (("calendar", ["calendar"]), ("log", ["log", "calendar"]), ("closed", ["calendar"]))
+    }  # fmt: skip
+    rows = [[cell.strip() for cell in line.split("|")] for line in load_table(told, markdown_table).splitlines()[2:]]
+    assert [(row[1].partition(" ")[0], row[1].partition(": ")[2], row[3]) for row in rows] == [
+        ("20", "calendar", "10"), ("20", "log", "20"), ("20", "calendar", "10"), ("20", "calendar", "-"),
+    ]  # fmt: skip
+    assert "100" not in load_table(told, markdown_table)
 
 
 def test_failures_are_counted_and_told(places):

@@ -17,8 +17,10 @@ from starlette.types import Message, Receive, Scope, Send
 from examples.streak import logs
 from examples.streak.logs import RequestLog, configure_logging
 from examples.streak.settings import Settings
+from examples.streak.stores import StoreUnavailableError
 from otel_perf import flush, measure
 from tests.conftest import Telemetry
+from tests.streak.conftest import Start
 
 
 class Screen(io.StringIO):
@@ -263,7 +265,7 @@ def _answering(status: int | None, error: BaseException | None = None) -> Any:
         ("/api/x", 404, "INFO"),
         ("/api/x", 503, "ERROR"),
         ("/api/health", 200, None),
-        ("/api/health", 503, "ERROR"),
+        ("/api/health", 503, "WARNING"),
         ("/", 200, None),
         ("/page/page.js", 200, None),
         ("/performance", 500, "ERROR"),
@@ -273,6 +275,30 @@ def test_severity_of_requests(lines: Lines, path: str, status: int, severity: st
     """Requests of the API are told, others only when they fail."""
     _asked(_answering(status), path=path)
     assert [line["severity"] for line in lines.all] == ([severity] if severity else [])
+
+
+@pytest.mark.usefixtures("telemetry")  # it records
+@pytest.mark.parametrize(("path", "severity"), [("/api/profile", "ERROR"), ("/api/health", "WARNING")])
+def test_a_database_that_is_away_is_one_line(
+    lines: Lines, start: Start, monkeypatch: pytest.MonkeyPatch, path: str, severity: str
+) -> None:
+    """A failed request is one line with the kind of failure, a failed probe a warning; the SDK says nothing."""
+
+    async def fail(*_arguments: Any) -> None:
+        raise StoreUnavailableError("ConnectionRefusedError") from OSError("hunter2" * 10_000)
+
+    async def ask() -> None:
+        async with start() as service:
+            for method in ("profile", "ping"):
+                monkeypatch.setattr(type(service.app.state.parts.database.store), method, fail)
+            lines.clear()
+            assert (await service.get(path)).status_code == 503
+
+    asyncio.run(ask())
+    (line,) = lines.all
+    assert (line["severity"], line["message"]) == (severity, f"GET {path} 503")
+    assert line["error"] == "ConnectionRefusedError"
+    assert "hunter2" not in lines.stream.getvalue()
 
 
 def test_failed_requests(lines: Lines) -> None:

@@ -84,9 +84,11 @@ def test_from_dry_run_to_history(url: str) -> None:
     resume = _run(url, "--resume")
     assert (resume.returncode, resume.stdout) == (0, "")
     assert "nothing to resume" in resume.stderr
+    again = json.loads(_run(url, "--dry-run", "--json").stdout)
+    assert again["tally"]["processed"] == 0
     history = _run(url, "--history", "5", "--json")
     assert history.returncode == 0, history.stderr
-    assert [run["id"] for run in json.loads(history.stdout)] == [document["run"]["id"]]
+    assert [run["id"] for run in json.loads(history.stdout)["runs"]] == [document["run"]["id"]]
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ async def test_one_at_a_time(database: Database) -> None:
     async with maintaining(database) as kit:
         async with hold(database.runs, NOW):
             for attempt in (kit.maintenance.run, kit.maintenance.resume):
-                with pytest.raises(AlreadyRunningError, match="has the lease until 12:01:00 UTC"):
+                with pytest.raises(AlreadyRunningError, match=r"has the lease until \d\d:\d\d:\d\d UTC"):
                     await attempt(NOW)
         assert await kit.maintenance.history(10) == []
         assert (await kit.maintenance.run(NOW)).run is not None
@@ -182,6 +182,7 @@ async def test_what_it_says(database: Database, telemetry: Telemetry) -> None:
         "streaks_broken": tally.broken,
         "at_risk": tally.at_risk,
         "notified": tally.processed,
+        "unsent": 0,
         "errors": 0,
         "run_id": summary.run.id,
         "resumed": 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import datetime, timedelta, timezone
 from typing import Any
+from unittest import mock
 
 import psycopg
 import pytest
@@ -13,8 +14,8 @@ from structlog.testing import capture_logs
 from examples.streak import rules
 from examples.streak.leases import hold, new_holder
 from examples.streak.maintenance import Summary
-from examples.streak.records import Range
-from examples.streak.stores import Database, StoreUnavailableError
+from examples.streak.records import Range, Tally
+from examples.streak.stores import Database, StoreBusyError, StoreUnavailableError, open_database
 from tests.conftest import Telemetry
 from tests.streak.maintaining import Kit, Meddled, assert_each_once, maintaining
 from tests.streak.seeding import expected, seed_users
@@ -102,39 +103,69 @@ async def test_killed_connections(database: Database, postgresql_server: Any) ->
 
 @on_sqlite
 async def test_batch_that_fails_for_good(database: Database, telemetry: Telemetry) -> None:
-    """The run has failed by its kind of error; what was under way is finished, nothing is begun, and it can go on."""
+    """One batch that fails keeps nobody behind it waiting; the run says how many are left, and a resume does those."""
     await seed_users(database, COUNT, TODAY)
-    begun = 0
-    third_is_under_way, second_has_failed = asyncio.Event(), asyncio.Event()
+    refused: list[Range] = []
 
-    async def settle(*args: Any, **kwargs: Any) -> Any:
-        nonlocal begun
-        begun += 1
-        if begun == 2:
-            await third_is_under_way.wait()
-            asyncio.get_running_loop().call_later(0.05, second_has_failed.set)
+    async def settle(run_id: str, part: Range, *args: Any, **kwargs: Any) -> Any:
+        if not refused:
+            refused.append(part)
+        if part in refused and broken and not kwargs.get("dry_run"):
             raise BrokenError("with a secret in it")
-        if begun == 3:
-            third_is_under_way.set()
-            await second_has_failed.wait()
-        return await database.runs.settle(*args, **kwargs)
+        if not broken:
+            resumed.append(part)
+        return await database.runs.settle(run_id, part, *args, **kwargs)
 
+    broken, resumed = True, list[Range]()
     runs = Meddled(database.runs, settle=settle)
     async with maintaining(database, runs=runs, batch_size=10, batches_in_flight=3) as kit:
         with capture_logs() as lines:
             failed = await kit.maintenance.run(NOW)
         assert failed.run is not None
-        assert (failed.run.state, failed.run.error) == ("failed", "BrokenError")
+        assert (failed.run.state, failed.run.error, failed.users_left) == ("failed", "BrokenError", 10)
+        assert failed.tally.processed == expected(COUNT, TODAY)[0].processed - 10
         assert lines[-1]["event"] == "Daily streak maintenance failed"
         assert lines[-1]["log_level"] == "error"
-        assert lines[-1]["error"] == "BrokenError"
+        assert (lines[-1]["error"], lines[-1]["users_left"]) == ("BrokenError", 10)
         assert "secret" not in str(lines)
-        done = await database.runs.done(failed.run.id)
-        # The second batch is missing, and the third, that was under way, was finished.
-        assert len(done) == 2
         jobs = telemetry.points("background.job.duration")
         assert [dict(point.attributes)["error.type"] for point in jobs] == ["BrokenError"]
+        # What a run would do now is just that.
+        assert (await kit.maintenance.run(NOW, dry_run=True)).tally.processed == 10
+        broken = False
+        resumed.clear()
         await _resume_and_check(database, kit, failed)
+        assert resumed == refused
+        assert (await kit.maintenance.run(NOW, dry_run=True)).tally == Tally()
+
+
+@on_postgresql
+async def test_locked_row(database: Database, postgresql_server: Any) -> None:
+    """Rows that somebody else has locked are waited for, longer than a transaction does by itself."""
+    await seed_users(database, COUNT, TODAY)
+    name = database.measured[0].url.database
+    refusals: list[BaseException] = []
+
+    async def settle(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await opened.runs.settle(*args, **kwargs)
+        except StoreBusyError as busy:
+            refusals.append(busy)
+            await locking.rollback()
+            raise
+
+    async with await psycopg.AsyncConnection.connect(postgresql_server.dsn, dbname=name) as locking:
+        await locking.execute("SELECT 1 FROM streak_users FOR UPDATE")
+        with mock.patch("examples.streak.stores.sql_session._LOCK_TIMEOUT_S", 0.05):
+            opened = open_database(database.measured[0].url.render_as_string(hide_password=False))
+        try:
+            async with maintaining(opened, runs=Meddled(opened.runs, settle=settle), batch_size=50) as kit:
+                summary = await kit.maintenance.run(NOW)
+        finally:
+            await opened.close()
+    assert {type(refusal) for refusal in refusals} == {StoreBusyError}
+    assert summary.run is not None
+    assert (summary.run.state, summary.users_left) == ("completed", 0)
 
 
 @on_sqlite
@@ -174,14 +205,15 @@ async def test_interrupted_run(database: Database, telemetry: Telemetry) -> None
 async def test_lost_lease_stops_a_run(database: Database) -> None:
     """Whoever finds the lease with somebody else begins no further batch, and leaves the run to them."""
     await seed_users(database, COUNT, TODAY)
-    calls = 0
+    calls, thief = 0, ""
 
     async def settle(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
+        nonlocal calls, thief
         calls += 1
         batch = await database.runs.settle(*args, **kwargs)
         if calls == 2:
-            await database.runs.lease(new_holder(), NOW + timedelta(hours=1), 60)
+            thief = new_holder()
+            await database.runs.lease(thief, datetime.now(timezone.utc) + timedelta(hours=1), 60)
             await asyncio.sleep(0.2)  # long enough for this one to hear of it
         return batch
 
@@ -194,6 +226,7 @@ async def test_lost_lease_stops_a_run(database: Database) -> None:
         assert failed.tally.processed == 20
         # What is written says nothing of it: the run is the new holder's.
         assert [(run.state, run.error) for run in await kit.maintenance.history(10)] == [("running", None)]
+    await database.runs.release(thief)
     after = NOW + timedelta(hours=2)
     async with maintaining(database, batch_size=10) as kit:
         summary = await kit.maintenance.run(after)

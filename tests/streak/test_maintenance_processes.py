@@ -115,7 +115,7 @@ async def test_terminated_and_run_again(database: Database, database_url: str) -
             await _half_way(database, process, 25)
             process.send_signal(signal.SIGTERM)
             code, out, err = await _ended(process)
-        assert (code, out) == (143, ""), err
+        assert (code, json.loads(out)["exit_code"]) == (143, 143), err
         assert "--resume goes on where it was" in err
         (run,) = await database.runs.history(10)
         assert (run.state, run.error) == ("failed", "interrupted")

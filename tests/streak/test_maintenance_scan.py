@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from examples.streak.records import Range
 from examples.streak.scanner import FIRST, Gap, gaps, scan
-from examples.streak.walk import walk
+from examples.streak.walk import GIVE_UP_AFTER, walk
 
 NAMES = st.text(alphabet="abcß\U0001f600", min_size=1, max_size=3)
 
@@ -87,28 +87,40 @@ def test_walk_reads_no_further_ahead_than_its_workers() -> None:
     asyncio.run(go())
 
 
-def test_walk_finishes_what_is_under_way_before_it_raises() -> None:
-    """The first failure is raised, once those beside it are done; what was read ahead is not begun."""
+def test_walk_goes_on_behind_a_range_that_fails() -> None:
+    """One range that fails keeps none behind it waiting; its failure is raised at the end."""
 
     async def go() -> None:
         done: list[str] = []
-        busy, failed = asyncio.Event(), asyncio.Event()
 
         async def work(part: Range) -> None:
-            if part.after == "2":
-                busy.set()
-            if part.after == "0":
-                await busy.wait()
-                failed.set()
-                raise ValueError("the first")
-            await failed.wait()
-            await asyncio.sleep(0)
+            if part.after in {"0", "7"}:
+                raise ValueError(part.after)
             done.append(part.after)
 
-        with pytest.raises(ValueError, match="the first"):
-            await walk(_numbers(1_000, []), work, workers=3)
-        assert done == ["1", "2"]
+        with pytest.raises(ValueError, match="0"):
+            await walk(_numbers(100, []), work, workers=3)
+        assert len(done) == 98
         assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(("failure", "begun"), [(ValueError, GIVE_UP_AFTER), (KeyError, 1)])
+def test_walk_ends_where_it_makes_no_sense(failure: type[Exception], begun: int) -> None:
+    """After ten failures in a row, or one that ends it at once, nothing more is begun but what was under way."""
+
+    async def go() -> None:
+        calls = 0
+
+        async def work(_: Range) -> None:
+            nonlocal calls
+            calls += 1
+            raise failure
+
+        with pytest.raises(failure):
+            await walk(_numbers(1_000, []), work, workers=3, ends_at_once=(KeyError,))
+        assert begun <= calls <= begun + 2
 
     asyncio.run(go())
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from datetime import date
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, Date, bindparam, inspect, text
 
 from examples.streak import migrate as command
 from examples.streak.stores import open_database, sql_versions, tables
-from examples.streak.stores.sql_session import SqlSession, make_engine, transaction
+from examples.streak.stores.sql_session import SqlSession, make_engine
 from examples.streak.stores.sql_versions import VERSION_TABLE, VersionError, current_version, migrate
 
 pytestmark = [
@@ -23,7 +24,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAD = "0001"
+HEAD = "0002"
 
 
 @pytest.fixture
@@ -70,6 +71,44 @@ async def test_down_and_up_again(session: SqlSession) -> None:
     assert await current_version(session.engine) == HEAD
 
 
+async def test_rows_survive_the_second_version(session: SqlSession, database_url: str) -> None:
+    """Users of the first version are there in the second, and live on in it; the way back keeps them as well."""
+    assert await migrate(session, "0001") == (None, "0001")
+    row = {
+        "id": "ada", "streak": 8, "longest": 9, "freezes": 1, "freezes_earned": 1, "freezes_used": 0,
+        "last_active": date(2026, 3, 3), "held_until": date(2026, 3, 3), "week": date(2026, 3, 2), "done": "learn",
+        "bonus": False, "xp": 240, "lost_streak": 0, "joined_on": date(2026, 2, 1),
+    }  # fmt: skip
+    written = ", ".join(row), ", ".join(f":{name}" for name in row)
+    insert = text(f"INSERT INTO streak_users ({written[0]}) VALUES ({written[1]})")
+    dates = [bindparam(name, type_=Date) for name, value in row.items() if isinstance(value, date)]
+    async with session.engine.begin() as connection:
+        await connection.execute(insert.bindparams(*dates), row)
+
+    async def kept() -> tuple[object, ...]:
+        async with session.engine.connect() as connection:
+            query = "SELECT id, streak, freezes, done, xp, held_until FROM streak_users"
+            (found,) = (await connection.execute(text(query).columns(held_until=Date))).all()
+            return tuple(found)
+
+    before = await kept()
+    assert before == ("ada", 8, 1, "learn", 240, date(2026, 3, 3))
+    assert await migrate(session, "0002") == ("0001", "0002")
+    assert await kept() == before
+    database = open_database(database_url)
+    try:
+        await database.prepare()
+        assert (await database.store.state("ada")).missed_on is None
+        applied = await database.store.apply_freeze("ada", date(2026, 3, 4))
+        assert applied.applied
+        assert await database.store.state("ada") == applied.state
+    finally:
+        await database.close()
+    assert await migrate(session, "0001") == ("0002", "0001")
+    assert await kept() == ("ada", 8, 0, "learn", 240, date(2026, 3, 4))
+    assert await migrate(session, "head") == ("0001", "0002")
+
+
 async def test_a_version_that_fails_half_way_leaves_nothing(
     session: SqlSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,7 +130,7 @@ async def test_a_version_that_fails_half_way_leaves_nothing(
 
 async def test_tables_of_an_older_example(session: SqlSession, database_url: str) -> None:
     """A database whose tables have no version is left alone, and the error says what to do."""
-    async with transaction(session.engine) as connection:
+    async with session.engine.begin() as connection:
         await connection.execute(text("CREATE TABLE streak_users (id VARCHAR(32) PRIMARY KEY)"))
     database = open_database(database_url)
     try:
@@ -105,7 +144,7 @@ async def test_tables_of_an_older_example(session: SqlSession, database_url: str
 async def test_a_newer_service_has_been_here(session: SqlSession, database_url: str) -> None:
     """Tables of a version that is unknown here are left alone, with a word on who made them."""
     await migrate(session, "head")
-    async with transaction(session.engine) as connection:
+    async with session.engine.begin() as connection:
         await connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
     database = open_database(database_url)
     try:
@@ -119,7 +158,7 @@ async def test_preparing_again_takes_no_lock(session: SqlSession, database_url: 
     """Who starts while somebody writes does not wait when the tables are of this version."""
     await migrate(session, "head")
     database = open_database(database_url)
-    async with transaction(session.engine) as connection:
+    async with session.engine.begin() as connection:
         if not session.sqlite:
             await connection.execute(text("SELECT pg_advisory_xact_lock(724115)"))
         await database.prepare()
@@ -134,7 +173,7 @@ def test_the_command(database_url: str, monkeypatch: pytest.MonkeyPatch, capsys:
         ([], f"nothing -> {HEAD}"),
         ([], f"{HEAD} already"),
         (["--current"], HEAD),
-        (["--to", "base"], f"{HEAD} -> nothing"),
+        (["--to", "base", "--yes"], f"{HEAD} -> nothing"),
         (["--to", HEAD], f"nothing -> {HEAD}"),
     ):
         assert command.main(arguments) == 0
@@ -153,7 +192,7 @@ async def test_the_sql_on_paper_makes_the_tables(
     assert await table_names(session) == set()
     lines = "\n".join(line for line in script.splitlines() if not line.startswith("--"))
     statements = [each.strip() for each in lines.split(";")]
-    async with transaction(session.engine) as connection:
+    async with session.engine.begin() as connection:
         for statement in statements:
             if statement and statement not in ("BEGIN", "COMMIT"):
                 await connection.exec_driver_sql(statement)

@@ -11,8 +11,10 @@ import pytest
 from examples.streak import page
 from examples.streak.page import POLICY
 from tests.streak.conftest import Start
+from tests.streak.refused import assert_refused
 
 FOLDER = Path(page.__file__).with_name("page")
+SCRIPTS = ("show.js", "page.js")
 
 
 class _Tags(HTMLParser):
@@ -54,7 +56,12 @@ async def test_page_is_served_to_everybody(start: Start) -> None:
 @pytest.mark.anyio
 async def test_files_that_the_page_refers_to(start: Start) -> None:
     """Each has its type, may be kept for a year by the version that the page names, and without it is asked about."""
-    types = {"page.js": "text/javascript", "page.css": "text/css", "icon.svg": "image/svg+xml"}
+    types = {
+        "page.js": "text/javascript",
+        "show.js": "text/javascript",
+        "page.css": "text/css",
+        "icon.svg": "image/svg+xml",
+    }
     async with start() as service:
         text = (await service.http.get("/")).text
         found = re.findall(r'"(/page/([\w.]+)\?v=[0-9a-f]{16})"', text)
@@ -86,7 +93,9 @@ async def test_head(start: Start) -> None:
     async with start() as service:
         got, asked = await service.http.get("/"), await service.http.head("/")
         assert asked.status_code == 200
-        assert asked.headers["etag"] == got.headers["etag"]
+        assert asked.content == b""
+        for header in ("etag", "content-type", "content-length", "cache-control", "content-security-policy"):
+            assert asked.headers[header] == got.headers[header]
         assert (await service.http.post("/")).status_code == 405
         assert (await service.http.post("/page/page.js")).status_code == 405
 
@@ -94,9 +103,12 @@ async def test_head(start: Start) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("name", ["index.html", "page.py", "..%2fpage.py", "%2e%2e%2fauth.py", "x" * 10_000, ""])
 async def test_no_other_file_is_served(start: Start, name: str) -> None:
-    """Only the three that the page needs are there, whatever is asked for."""
+    """Only those that the page needs are there, whatever is asked for; the refusal is a problem detail."""
     async with start() as service:
-        assert (await service.http.get(f"/page/{name}")).status_code == 404
+        answer = await service.http.get(f"/page/{name}")
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "etag" not in answer.headers
 
 
 @pytest.mark.anyio
@@ -126,6 +138,13 @@ def test_nothing_is_inline_and_nothing_comes_from_elsewhere() -> None:
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", _script())
 
 
+@pytest.mark.anyio
+async def test_files_that_are_not_there(start: Start) -> None:
+    """What the page does not have is refused as everything else is."""
+    async with start() as service:
+        assert_refused(await service.http.get("/page/nope.js"), 404)
+
+
 def test_page_can_be_read_aloud() -> None:
     """It has a language and a title, each field a label, each section a heading, each picture a text."""
     text = (FOLDER / "index.html").read_text(encoding="utf-8")
@@ -146,11 +165,11 @@ def test_page_can_be_read_aloud() -> None:
 
 
 def _script() -> str:
-    return (FOLDER / "page.js").read_text(encoding="utf-8")
+    return "".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
 
 
 def test_script_is_a_few_lines() -> None:
     """The script is short, depends on nothing, and keeps the token out of addresses and of what outlives the tab."""
     script = _script()
-    assert len(script.splitlines()) <= 360
+    assert all(len((FOLDER / name).read_text(encoding="utf-8").splitlines()) <= 300 for name in SCRIPTS)
     assert not re.search(r"\bimport\b|\brequire\(|localStorage|document\.cookie|location\.(search|hash|href)", script)

@@ -6,12 +6,13 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest import mock
 
 import httpx
 import pytest
 from fastapi import FastAPI, Response
 
-from examples.streak.push import MAX_MESSAGES, Message, PushClient, create_push_app
+from examples.streak.push import MAX_MESSAGES, Answer, Message, PushClient, create_push_app
 from tests.conftest import Telemetry
 from tests.serving import served
 
@@ -129,6 +130,47 @@ async def test_a_refusal_is_no_failure_of_the_api() -> None:
             await client.send(ONE)
         assert not client.available
         await client.close()
+
+
+async def test_each_key_is_taken_once() -> None:
+    """A call that is made again with its key is answered the same, and its messages arrive once."""
+    app = create_push_app(delay_s=0)
+    client = PushClient("http://push", transport=httpx.ASGITransport(app))
+    for key in ("one", "one", "two", None, None):
+        assert (await client.offer([ONE], key)).taken
+    await client.close()
+    assert len(app.state.recent) == 4
+
+
+async def test_the_api_remembers_so_many_keys_and_no_more() -> None:
+    """After ten thousand others a key is forgotten: memory is bounded."""
+    app = create_push_app(delay_s=0)
+    client = PushClient("http://push", transport=httpx.ASGITransport(app))
+    with mock.patch("examples.streak.push._KEYS_REMEMBERED", 2):
+        for key in ("one", "two", "three", "one"):
+            await client.offer([ONE], key)
+    await client.close()
+    assert len(app.state.recent) == 4
+
+
+@pytest.mark.parametrize(
+    ("status", "given", "answer"),
+    [
+        (202, "", Answer(taken=True)),
+        (400, "", Answer(taken=False, refused=True)),
+        (422, "9", Answer(taken=False, refused=True)),
+        (408, "", Answer(taken=False)),
+        (429, "7", Answer(taken=False, retry_after_s=7)),
+        (503, "Wed, 21 Oct 2026 07:28:00 GMT", Answer(taken=False)),
+        (307, "", Answer(taken=False)),
+    ],
+)
+async def test_what_an_answer_says(status: int, given: str, answer: Answer) -> None:
+    """Too slow, too many and any trouble of the API's is for later; what it does not want is refused for good."""
+    headers = {"Retry-After": given} if given else {}
+    client = PushClient("http://push", transport=httpx.MockTransport(lambda _: httpx.Response(status, headers=headers)))
+    assert await client.offer([ONE], "key") == answer
+    await client.close()
 
 
 async def test_dead_api(telemetry: Telemetry) -> None:

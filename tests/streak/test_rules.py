@@ -5,65 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
-from typing import Literal
+from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from examples.streak import rules
+from tests.streak.lives import MONDAY, Outcome, Step, categories, days_of, do, end_of, few, live_through, steps
 
-MONDAY = date(2026, 3, 2)
 SUNDAY = MONDAY - timedelta(days=1)
-
-Outcome = rules.Logged | rules.Settled | rules.Applied | rules.Recovered
-Step = tuple[int, rules.Category | Literal["maintain", "freeze", "recover"]]
-
-categories = st.sampled_from(rules.CATEGORIES)
-# What somebody does over some weeks: the days since the last thing, and the thing. Most come back the next day, so
-# that streaks get long enough for freezes.
-steps = st.lists(
-    st.tuples(
-        st.sampled_from([0, 1, 1, 1, 1, 2, 3, 5, 12]), categories | st.sampled_from(["maintain", "freeze", "recover"])
-    ),
-    max_size=80,
-)
-few = settings(max_examples=60, deadline=None)
-
-
-def _do(state: rules.State, what: str, day: date) -> Outcome:
-    if what == "maintain":
-        return rules.settle(state, day)
-    if what == "freeze":
-        return rules.apply_freeze(state, day)
-    if what == "recover":
-        return rules.recover(state, day)
-    return rules.log_activity(state, what, 30, day)  # type: ignore[arg-type] # it is a category now
-
-
-def _live(lived: list[Step]) -> list[tuple[date, rules.State, Outcome]]:
-    """Live through it, and return for each step its day, the state before it, and what it led to."""
-    day, state = MONDAY, rules.State()
-    seen: list[tuple[date, rules.State, Outcome]] = []
-    for days, what in lived:
-        day += timedelta(days=days)
-        outcome = _do(state, what, day)
-        seen.append((day, state, outcome))
-        state = outcome.state
-    return seen
-
-
-def _end(lived: list[Step]) -> tuple[date, rules.State]:
-    seen = _live(lived)
-    return (seen[-1][0], seen[-1][2].state) if seen else (MONDAY, rules.State())
-
-
-def _days(count: int, state: rules.State | None = None, begin: date = MONDAY) -> rules.State:
-    """Do something on so many days in a row."""
-    state = state or rules.State()
-    for passed in range(count):
-        state = rules.log_activity(state, "learn", 0, begin + timedelta(days=passed)).state
-    return state
 
 
 @few
@@ -71,7 +22,7 @@ def _days(count: int, state: rules.State | None = None, begin: date = MONDAY) ->
 def test_bounds(lived: list[Step]) -> None:
     """Streak, longest, freezes and XP stay within their bounds, and the freezes held are those earned less used."""
     longest = 0
-    for _, _, outcome in _live(lived):
+    for _, _, outcome in live_through(lived):
         state = outcome.state
         assert 0 <= state.streak <= state.longest
         assert state.longest >= longest
@@ -86,7 +37,7 @@ def test_bounds(lived: list[Step]) -> None:
 def test_streak_grows_at_most_once_a_day(lived: list[Step]) -> None:
     """However much is done on a day, the streak grows by one, and only the first activity does it."""
     grew_on: list[date] = []
-    for day, before, outcome in _live(lived):
+    for day, before, outcome in live_through(lived):
         settled = rules.settle(before, day).state
         if isinstance(outcome, rules.Logged):
             assert outcome.state.streak == settled.streak + outcome.grew
@@ -102,7 +53,7 @@ def test_bonus_comes_exactly_once_a_week(lived: list[Step]) -> None:
     """The bonus is earned once in a week in which all four categories are done, and in no other."""
     done: dict[date, set[str]] = {}
     earned: dict[date, int] = {}
-    for (day, _, outcome), (_, what) in zip(_live(lived), lived, strict=True):
+    for (day, _, outcome), (_, what) in zip(live_through(lived), lived, strict=True):
         if not isinstance(outcome, rules.Logged):
             continue
         week = rules.week_of(day)
@@ -122,7 +73,7 @@ def test_bonus_comes_exactly_once_a_week(lived: list[Step]) -> None:
 def test_xp_is_what_was_earned_less_what_was_paid(lived: list[Step]) -> None:
     """XP come from activities alone and go to recoveries alone."""
     xp = 0
-    for _, _, outcome in _live(lived):
+    for _, _, outcome in live_through(lived):
         if isinstance(outcome, rules.Logged):
             xp += outcome.xp
         elif isinstance(outcome, rules.Recovered):
@@ -135,7 +86,7 @@ def test_xp_is_what_was_earned_less_what_was_paid(lived: list[Step]) -> None:
 def test_a_freeze_by_hand(lived: list[Step]) -> None:
     """It spends exactly one and holds its day, at most once a day; a refusal changes nothing but what was due."""
     applied_on: list[date] = []
-    for day, before, outcome in _live(lived):
+    for day, before, outcome in live_through(lived):
         if not isinstance(outcome, rules.Applied):
             continue
         due = rules.settle(before, day)
@@ -157,7 +108,7 @@ def test_a_freeze_by_hand(lived: list[Step]) -> None:
 @given(steps)
 def test_a_recovery(lived: list[Step]) -> None:
     """It adds what was lost to what has grown, for its price, in its time, once; a refusal pays nothing."""
-    for day, before, outcome in _live(lived):
+    for day, before, outcome in live_through(lived):
         if not isinstance(outcome, rules.Recovered):
             continue
         due = rules.settle(before, day).state
@@ -177,7 +128,7 @@ def test_a_recovery(lived: list[Step]) -> None:
 @given(steps, st.integers(0, 20))
 def test_settling_is_the_same_day_by_day(lived: list[Step], days: int) -> None:
     """One maintenance run after many days comes to what one on each day, or two on one day, come to."""
-    day, state = _end(lived)
+    day, state = end_of(lived)
     at_once = rules.settle(state, day + timedelta(days=days))
     stepwise, spent, ended = state, 0, [(0, None)]
     for passed in range(days + 1):
@@ -198,10 +149,10 @@ def test_settling_is_the_same_day_by_day(lived: list[Step], days: int) -> None:
 @given(steps, st.integers(0, 20), categories | st.sampled_from(["freeze", "recover"]))
 def test_maintenance_before_it_changes_nothing(lived: list[Step], days: int, what: str) -> None:
     """Whatever is done leads to the same whether maintenance ran before it that day or has not yet."""
-    day, state = _end(lived)
+    day, state = end_of(lived)
     today = day + timedelta(days=days)
-    late = _do(state, what, today)
-    early = _do(rules.settle(state, today).state, what, today)
+    late = do(state, what, today)
+    early = do(rules.settle(state, today).state, what, today)
     assert not isinstance(early, rules.Settled)
     assert not isinstance(late, rules.Settled)
     assert not early.settled.changed
@@ -267,7 +218,7 @@ def test_week_never_goes_back() -> None:
 def test_a_held_day_never_goes_back() -> None:
     """A server whose clock is behind takes no freeze from the day that it was applied to."""
     # Six active days, a freeze by hand on the eighth, one that the missed seventh has spent.
-    state = replace(_days(6), freezes=2, freezes_earned=2)
+    state = replace(days_of(6), freezes=2, freezes_earned=2)
     rested = rules.apply_freeze(state, MONDAY + timedelta(days=7)).state
     late = rules.log_activity(rested, "move", 10, MONDAY + timedelta(days=6)).state
     assert late.streak == 7
@@ -277,7 +228,7 @@ def test_a_held_day_never_goes_back() -> None:
 
 def test_a_recovery_by_a_clock_that_is_behind() -> None:
     """What is bought back on a server whose clock is a day behind is not lost again at the next look."""
-    lost = rules.settle(_days(3), MONDAY + timedelta(days=4)).state
+    lost = rules.settle(days_of(3), MONDAY + timedelta(days=4)).state
     assert lost.lost_on == MONDAY + timedelta(days=4)
     back = rules.recover(lost, MONDAY + timedelta(days=3))
     assert back.recovered == 3
@@ -322,7 +273,7 @@ def test_bounds_of_minutes_and_multiplier() -> None:
 
 def test_a_planned_rest() -> None:
     """A freeze that is applied by hand holds today; an activity on the same day makes the streak grow all the same."""
-    state = _days(7)
+    state = days_of(7)
     today = MONDAY + timedelta(days=7)
     rested = rules.apply_freeze(state, today)
     assert (rested.applied, rested.state.freezes, rested.state.streak) == (True, 0, 7)
@@ -335,9 +286,9 @@ def test_a_planned_rest() -> None:
 def test_a_freeze_is_refused() -> None:
     """Without a streak, without a freeze, and on a day that counts already, none is applied."""
     assert rules.apply_freeze(rules.State(freezes=1, freezes_earned=1), MONDAY).refusal == "no_streak"
-    assert rules.apply_freeze(_days(3), MONDAY + timedelta(days=3)).refusal == "no_freeze"
-    assert rules.apply_freeze(_days(7), MONDAY + timedelta(days=6)).refusal == "day_is_held"
-    over = rules.apply_freeze(_days(3), MONDAY + timedelta(days=9))
+    assert rules.apply_freeze(days_of(3), MONDAY + timedelta(days=3)).refusal == "no_freeze"
+    assert rules.apply_freeze(days_of(7), MONDAY + timedelta(days=6)).refusal == "day_is_held"
+    over = rules.apply_freeze(days_of(3), MONDAY + timedelta(days=9))
     assert (over.refusal, over.settled.broken, over.settled.reason) == ("no_streak", 3, "missed")
 
 
@@ -345,7 +296,7 @@ def test_a_freeze_is_refused() -> None:
 def test_when_a_streak_can_be_bought_back(ago: int, refusal: str | None) -> None:
     """It can on the first day without it and on the next, whether maintenance has seen the end or not."""
     lost_on = MONDAY + timedelta(days=4)
-    recovered = rules.recover(_days(3), lost_on + timedelta(days=ago))
+    recovered = rules.recover(days_of(3), lost_on + timedelta(days=ago))
     assert (recovered.refusal, recovered.settled.state.lost_on) == (refusal, lost_on)
     assert recovered.state.streak == (0 if refusal else 3)
     assert recovered.state.xp == (30 if refusal else 0)
@@ -354,7 +305,7 @@ def test_when_a_streak_can_be_bought_back(ago: int, refusal: str | None) -> None
 def test_what_a_recovery_costs() -> None:
     """It is ten XP for each lost day, up to 500; one too few and nothing is bought."""
     assert [rules.recovery_cost_xp(days) for days in (0, 1, 49, 50, 51, 400)] == [0, 10, 490, 500, 500, 500]
-    state = replace(_days(3), xp=29)
+    state = replace(days_of(3), xp=29)
     assert rules.recover(state, MONDAY + timedelta(days=4)).refusal == "too_few_xp"
     assert rules.recover(rules.State(xp=900), MONDAY).refusal == "nothing_lost"
 
@@ -362,7 +313,7 @@ def test_what_a_recovery_costs() -> None:
 def test_a_recovery_that_completes_a_seventh_day_earns_its_freeze() -> None:
     """Thirteen lost days and one new one are fourteen: the second freeze comes with the addition."""
     begin = MONDAY + timedelta(days=15)
-    lost = rules.settle(replace(_days(13), freezes=0, freezes_used=1), begin).state
+    lost = rules.settle(replace(days_of(13), freezes=0, freezes_used=1), begin).state
     anew = rules.log_activity(lost, "learn", 0, begin)
     back = rules.recover(anew.state, begin)
     assert (anew.freeze_earned, back.freeze_earned) == (False, True)
@@ -374,5 +325,37 @@ def test_a_recovery_that_completes_a_seventh_day_earns_its_freeze() -> None:
 @pytest.mark.parametrize("act", [rules.apply_freeze, rules.recover, rules.settle])
 def test_a_clock_that_is_behind_settles_nothing(act: Callable[[rules.State, date], Outcome]) -> None:
     """A day before those that are held already spends nothing and ends nothing."""
-    state = _days(9)
+    state = days_of(9)
     assert act(state, SUNDAY).state == state
+
+
+def test_days_that_were_bought_are_no_freezes() -> None:
+    """A streak that ends on the day after a recovery was missed: no freeze was spent on it."""
+    bought = rules.recover(days_of(3), MONDAY + timedelta(days=4)).state
+    again = rules.settle(bought, MONDAY + timedelta(days=5))
+    assert (again.broken, again.reason) == (3, "missed")
+
+
+@few
+@given(steps)
+def test_until_when_a_streak_holds(lived: list[Step]) -> None:
+    """It is over on the day after the last on which it holds, and not before."""
+    _, state = end_of(lived)
+    last = rules.holds_until(state)
+    assert (last is None) == (state.streak == 0)
+    if last is not None:
+        assert not rules.settle(state, last).broken
+        assert rules.settle(state, last + timedelta(days=1)).broken
+
+
+def test_the_bonus_is_exact() -> None:
+    """However many XP there are, none is lost to a float; negative ones are refused."""
+    assert rules.with_bonus(10**18 + 1) == (10**18 + 1) * 3 // 2
+    assert rules.with_bonus(100, 1.15) == 115
+    assert rules.with_bonus(30, Fraction(4, 3)) == 40
+    assert rules.with_bonus(0) == 0
+    with pytest.raises(ValueError, match="XP must not be negative"):
+        rules.with_bonus(-3)
+    for multiplier in (0.999, 3.0000001, float("inf"), float("-inf"), -1):
+        with pytest.raises(ValueError, match="multiplier"):
+            rules.with_bonus(11, multiplier)

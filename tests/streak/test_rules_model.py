@@ -5,12 +5,13 @@ The model knows no shortcuts: it turns one day after the other, and looks up wha
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from examples.streak import rules
 
@@ -24,7 +25,9 @@ class Diary:
     today: date = BEGIN
     active: set[date] = field(default_factory=set)
     resting: set[date] = field(default_factory=set)
-    """Days that a freeze held, or that were bought back."""
+    """Days that a freeze held."""
+    bought: set[date] = field(default_factory=set)
+    """Days that were bought back."""
     freezes: list[date] = field(default_factory=list)
     """Those held, each with the day that earned it."""
     earned: int = 0
@@ -37,6 +40,8 @@ class Diary:
     bonuses: list[date] = field(default_factory=list)
     gained: list[int] = field(default_factory=list)
     paid: list[int] = field(default_factory=list)
+    yesterday: Diary | None = None
+    """As it was when yesterday was about to end."""
 
     @property
     def xp(self) -> int:
@@ -49,15 +54,21 @@ class Diary:
             day -= timedelta(days=1)
         return day
 
+    @property
+    def counted(self) -> set[date]:
+        return self.active | self.resting | self.bought
+
     def midnight(self) -> None:
         """The day is over: it was active, or resting, or a freeze is spent on it, or the streak ends."""
-        if self.streak and self.today not in self.active | self.resting:
+        self.yesterday = None
+        self.yesterday = deepcopy(self)
+        if self.streak and self.today not in self.counted:
             if self.freezes:
                 self.freezes.pop()
                 self.used += 1
                 self.resting.add(self.today)
             else:
-                rested = self.today - timedelta(days=1) in self.resting - self.active
+                rested = self.today - timedelta(days=1) in self.resting - self.active - self.bought
                 why = "freezes_exhausted" if rested else "missed"
                 self.lost = (self.streak, self.today + timedelta(days=1), why)
                 self.streak = 0
@@ -87,7 +98,7 @@ class Diary:
     def rest(self) -> str | None:
         if self.streak == 0:
             return "no_streak"
-        if self.today in self.active | self.resting:
+        if self.today in self.counted:
             return "day_is_held"
         if not self.freezes:
             return "no_freeze"
@@ -116,7 +127,7 @@ class Diary:
         self.longest = max(self.longest, self.streak)
         day = since - timedelta(days=1)
         while day < self.today:
-            self.resting.add(day)
+            self.bought.add(day)
             day += timedelta(days=1)
         self.lost = None
         return None
@@ -136,12 +147,14 @@ class Lives(RuleBasedStateMachine):
         self.ended: rules.Settled | None = None
         self.spent = 0
         self.applied = 0
+        self.came_today = False
 
     @property
     def today(self) -> date:
         return self.diary.today
 
     def _pass_a_day(self) -> None:
+        self.came_today = False
         self.diary.midnight()
         settled = rules.settle(self.kept, self.today)
         self.spent += settled.freezes_spent
@@ -160,6 +173,7 @@ class Lives(RuleBasedStateMachine):
             assert (logged.milestone is not None) == (logged.grew and self.diary.streak in (7, 30, 100, 365))
 
     def _both(self, do):  # type: ignore[no-untyped-def] # three kinds of outcome, each with its state
+        self.came_today = True
         kept, left = do(self.kept), do(self.left)
         assert not kept.settled.changed, "maintenance of today leaves nothing to settle"
         self.kept, self.left = kept.state, left.state
@@ -213,6 +227,28 @@ class Lives(RuleBasedStateMachine):
             assert (recovered.recovered, recovered.paid_xp) == ((length, price) if refusal is None else (0, 0))
             assert recovered.freeze_earned == (self.diary.earned > earned)
 
+    @precondition(lambda self: self.diary.yesterday is not None and not self.came_today)
+    @rule(category=st.sampled_from(rules.CATEGORIES), minutes=st.integers(0, 200))
+    def log_late(self, category: rules.Category, minutes: int) -> None:
+        """Does something in the last moment of yesterday; it is written when maintenance has been here."""
+        yesterday, lost = self.diary.yesterday, self.diary.lost
+        assert yesterday is not None
+        before = yesterday.today
+        yesterday.log(category, minutes)
+        yesterday.midnight()
+        self.diary = yesterday
+        logged = rules.log_activity(self.kept, category, minutes, before)
+        assert logged.restored == (lost[0] if lost and lost[1] == self.today else 0)
+        self.spent -= logged.freeze_returned
+        self.kept = logged.state
+        # It comes to what it had come to in time, but that a streak that was lost before is forgotten.
+        in_time = rules.settle(rules.log_activity(self.left, category, minutes, before).state, self.today).state
+        if logged.restored:
+            self.diary.lost = None
+            in_time = replace(in_time, lost_streak=0, lost_on=None)
+        assert replace(in_time, missed_on=None) == replace(self.kept, missed_on=None)
+        self.left = self.kept
+
     @rule()
     def maintain(self) -> None:
         self.left = rules.settle(self.left, self.today).state
@@ -233,7 +269,7 @@ class Lives(RuleBasedStateMachine):
         assert state.xp == diary.xp
         assert state.last_active == max(diary.active, default=None)
         assert state.active_on(self.today) == (self.today in diary.active)
-        assert state.held_on(self.today) == (self.today in diary.active | diary.resting)
+        assert state.held_on(self.today) == (self.today in diary.counted)
         week = state.in_week(diary.monday)
         assert week.done == diary.done.get(diary.monday, set())
         assert week.bonus == (diary.monday in diary.bonuses)

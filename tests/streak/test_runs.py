@@ -9,7 +9,7 @@ import pytest
 
 from examples.streak import rules
 from examples.streak.records import Activity, Lease, Message, Range, SettledBatch, Tally
-from examples.streak.stores import Database, Runs, Store
+from examples.streak.stores import Database, LeaseLostError, OverlapError, Runs, Store
 
 pytestmark = pytest.mark.anyio
 
@@ -98,9 +98,59 @@ async def test_a_run_and_its_end(runs: Runs) -> None:
     completed = await runs.end(run.id, NOON + SECOND * 2)
     assert (completed.state, completed.resumed, completed.error) == ("completed", 1, None)
     assert await runs.last_of(TODAY) == completed
+    # A completed one is the day's, whatever was begun after it.
     newer = await runs.begin(TODAY, "http", NOON + SECOND * 3)
-    assert await runs.last_of(TODAY) == newer
+    assert await runs.last_of(TODAY) == completed
+    assert (await runs.end(newer.id, NOON + SECOND * 4)).state == "completed"
+    assert (await runs.last_of(TODAY) or completed).id == newer.id
     assert await runs.last_of(TODAY + DAY) is None
+
+
+async def test_whoever_has_lost_the_lease_writes_no_run(runs: Runs) -> None:
+    """Beginning, taking up and ending a run are refused to all but the holder of the lease, and nothing is written."""
+    await runs.lease("a", NOON, 60)
+    run = await runs.begin(TODAY, "cli", NOON, holder="a")
+    await runs.lease("b", NOON + SECOND * 60, 60)
+    for change in (
+        lambda: runs.begin(TODAY + DAY, "cli", NOON, holder="a"),
+        lambda: runs.take_up(run.id, holder="a"),
+        lambda: runs.end(run.id, NOON, "OSError", holder="a"),
+    ):
+        with pytest.raises(LeaseLostError):
+            await change()
+    assert await runs.history(5) == [run]
+    assert (await runs.take_up(run.id, holder="b")).resumed == 1
+    assert (await runs.end(run.id, NOON, holder="b")).state == "completed"
+
+
+async def test_a_day_has_one_run(runs: Runs) -> None:
+    """Who stalled until another one was through with the day, and has the lease again, does none of it again."""
+    await runs.lease("a", NOON, 60)
+    run = await runs.begin(TODAY, "cli", NOON, holder="a")
+    completed = await runs.end(run.id, NOON + SECOND, holder="a")
+    assert await runs.end(run.id, NOON + SECOND, holder="a") == completed  # the first answer got lost
+    for change in (
+        lambda: runs.begin(TODAY, "cli", NOON + SECOND, holder="a"),
+        lambda: runs.take_up(run.id, holder="a"),
+        lambda: runs.end(run.id, NOON, "interrupted", holder="a"),
+        lambda: runs.settle(run.id, Range("", "z"), TODAY, holder="a"),
+    ):
+        with pytest.raises(LeaseLostError):
+            await change()
+    assert await runs.history(5) == [completed]
+
+
+async def test_the_lease_goes_by_the_clock_of_the_database(runs: Runs) -> None:
+    """Without a moment of the caller's, it is now for the database, and says so: a healthy lease is nobody else's."""
+    mine = await runs.lease("a", None, 60)
+    assert mine.asked_at is not None
+    assert abs(mine.asked_at - datetime.now(timezone.utc)) < DAY
+    assert mine.until - mine.asked_at == SECOND * 60
+    other = await runs.lease("b", None, 60)
+    assert (other, other.asked_at is not None) == (mine, True)
+    # One whose lease ran out, by that clock.
+    await runs.lease("a", mine.asked_at - SECOND * 61, 60)
+    assert (await runs.lease("b", None, 60)).holder == "b"
 
 
 async def test_a_run_that_nobody_knows(runs: Runs) -> None:
@@ -212,6 +262,54 @@ async def test_of_many_at_once_one_settles(database: Database) -> None:
     assert (await database.store.state("bob")).freezes_used == 1
 
 
+async def test_who_has_lost_the_lease_settles_nothing(database: Database) -> None:
+    """A holder that was too slow is refused, and nothing of the range is written; whoever has the lease may."""
+    store, runs = database.store, database.runs
+    await four_users(store)
+    before = await store.state("bob")
+    run = await runs.begin(TODAY, "cli", NOON)
+    with pytest.raises(LeaseLostError):
+        await runs.settle(run.id, ALL, TODAY, holder="a")  # nobody has it
+    await runs.lease("a", NOON, 60)
+    await runs.lease("b", NOON + SECOND * 60, 60)
+    with pytest.raises(LeaseLostError):
+        await runs.settle(run.id, ALL, TODAY, holder="a")
+    assert await runs.done(run.id) == []
+    assert await store.state("bob") == before
+    assert (await runs.settle(run.id, ALL, TODAY, holder="b")).tally == FATES
+    assert (await runs.end(run.id, NOON)).tally == FATES
+
+
+@pytest.mark.parametrize(("after", "until"), [("", "b"), ("b", "zzzz"), ("b", "c"), ("", "zzzz"), ("", "zzz")])
+async def test_no_user_is_in_two_ranges_of_a_run(database: Database, after: str, until: str) -> None:
+    """A range that overlaps what is accounted for is refused and counts nobody again, unless it is the very same."""
+    runs = database.runs
+    await four_users(database.store)
+    run = await runs.begin(TODAY, "cli", NOON)
+    written = await runs.settle(run.id, Range("a", "zzz"), TODAY)
+    assert written.tally == FATES
+    with pytest.raises(OverlapError, match="accounted for"):
+        await runs.settle(run.id, Range(after, until), TODAY)
+    assert await runs.done(run.id) == [Range("a", "zzz")]
+    assert (await runs.end(run.id, NOON)).tally == FATES
+
+
+@KEEPS_APART
+async def test_of_overlapping_ranges_at_once_one_is_settled(database: Database) -> None:
+    """Two that overlap, at the same time: one is refused whole, and each user is counted once at most."""
+    runs = database.runs
+    await four_users(database.store)
+    await asyncio.gather(*(database.store.ping() for _ in range(5)))
+    for minute in range(5):
+        run = await runs.begin(TODAY, "cli", NOON + SECOND * 60 * minute)
+        parts = (Range("", "cleo"), Range("ada", "zzz"))
+        answers = await asyncio.gather(*(runs.settle(run.id, part, TODAY) for part in parts), return_exceptions=True)
+        assert sorted(type(answer).__name__ for answer in answers) == ["OverlapError", "SettledBatch"]
+        (batch,) = (answer for answer in answers if isinstance(answer, SettledBatch))
+        assert await runs.done(run.id) == [batch.range]
+        assert (await runs.end(run.id, NOON)).tally == batch.tally
+
+
 async def test_an_empty_range_is_accounted_for_too(database: Database) -> None:
     """A range in which nobody is due is done, with nothing to send."""
     run = await database.runs.begin(TODAY, "cli", NOON)
@@ -251,6 +349,27 @@ async def test_messages_are_kept_until_they_are_sent(database: Database) -> None
     await runs.sent(run.id, parts[1], 1)  # one of the two was given up
     assert await runs.unsent(run.id, 10) == []
     assert (await runs.end(run.id, NOON)).tally.notified == 3
+
+
+async def test_messages_are_sent_a_part_at_a_time(database: Database) -> None:
+    """What is left of a batch is kept and counted as unsent; writing the same part again counts nothing again."""
+    runs = database.runs
+    await four_users(database.store)
+    run = await runs.begin(TODAY, "cli", NOON)
+    batch = await runs.settle(run.id, ALL, TODAY)
+    left = sorted(batch.messages, key=lambda message: message.user)[1:]
+    assert [each.unsent for each in await runs.history(1)] == [4]
+    for _ in range(2):
+        await runs.sent(run.id, ALL, 1, left)
+    ((part, kept),) = await runs.unsent(run.id, 10)
+    assert (part, sorted(kept, key=lambda message: message.user)) == (ALL, left)
+    assert await runs.unsent(run.id, 10, ALL.until) == []
+    ended = await runs.end(run.id, NOON)
+    assert (ended.tally.notified, ended.unsent) == (1, 3)
+    await runs.sent(run.id, ALL, 2, left[2:])
+    assert [(each.tally.notified, each.unsent) for each in await runs.history(1)] == [(3, 1)]
+    await runs.sent(run.id, ALL, 0)  # given up
+    assert [(each.tally.notified, each.unsent) for each in await runs.history(1)] == [(3, 0)]
 
 
 async def test_names_of_any_letters(database: Database) -> None:

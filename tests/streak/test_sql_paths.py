@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta, timezone
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,6 @@ from sqlalchemy import event, insert, text
 
 from examples.streak.records import Activity, Range
 from examples.streak.stores import Database, open_database, tables
-from examples.streak.stores.sql_session import transaction
 
 pytestmark = [
     pytest.mark.anyio,
@@ -54,9 +54,34 @@ async def filled(database_url: str) -> AsyncIterator[Database]:
         }
         for number in range(10_000)
     ]
-    async with transaction(opened.measured[0]) as connection:
+    runs = [
+        {
+            "id": f"{number:032x}",
+            "day": TODAY - DAY * number,
+            "trigger": "cli",
+            "state": "completed",
+            "started_at": NOON,
+        }
+        for number in range(1_000)
+    ]
+    counts = dict.fromkeys(("processed", "freezes_spent", "missed", "freezes_exhausted", "at_risk", "notified"), 1)
+    batches = [
+        {
+            "run_id": run["id"],
+            "after": f"u{number:05}",
+            "until": f"u{number + 1:05}",
+            "messages": None if number else "[]",
+            "changed": "[]",
+            **counts,
+        }
+        for run in runs
+        for number in range(10)
+    ]
+    async with opened.measured[0].begin() as connection:
         await connection.execute(insert(tables.users), users)
         await connection.execute(insert(tables.activities), entries)
+        await connection.execute(insert(tables.runs), runs)
+        await connection.execute(insert(tables.batches), batches)
         await connection.execute(text("ANALYZE"))
     yield opened
     await opened.close()
@@ -64,16 +89,26 @@ async def filled(database_url: str) -> AsyncIterator[Database]:
 
 @contextmanager
 def statements(database: Database) -> Iterator[list[str]]:
-    """The statements that are sent, transaction control with them."""
+    """The statements that are sent, with the beginning and the end of transactions; reads have none."""
     seen: list[str] = []
+    writer = database.measured[0].writer.sync_engine
 
     def see(_conn: Any, _cursor: Any, statement: str, *_: Any) -> None:
         seen.append(statement.split(maxsplit=1)[0])
 
-    engine = database.measured[0].sync_engine
-    event.listen(engine, "before_cursor_execute", see)
+    def see_control(name: str, conn: Any) -> None:
+        if conn.engine is writer:
+            seen.append(name)
+
+    listeners: list[tuple[Any, str, Any]] = [
+        (engine.sync_engine, "before_cursor_execute", see) for engine in database.measured
+    ]
+    listeners += [(writer, name, partial(see_control, name.upper())) for name in ("begin", "commit", "rollback")]
+    for listener in listeners:
+        event.listen(*listener)
     yield seen
-    event.remove(engine, "before_cursor_execute", see)
+    for listener in listeners:
+        event.remove(*listener)
 
 
 @contextmanager
@@ -103,7 +138,7 @@ async def test_each_question_finds_its_index(filled: Database) -> None:
         (store.activities(USER, limit=20, category="learn"), "ix_streak_activities_category"),
         (store.activities(USER, limit=20, category="learn", before=old), "ix_streak_activities_category"),
         (store.calendar(USER, TODAY - DAY * 30, TODAY), "ix_streak_activities_calendar"),
-        (store.leaderboard(10), "ix_streak_users_board"),
+        (store.leaderboard(10, TODAY), "ix_streak_users_board"),
         (store.most_active(10), "ix_streak_users_active"),
         (runs.due(TODAY, after="u00100", until=None, limit=100), "ix_streak_users_due"),
     )
@@ -114,6 +149,26 @@ async def test_each_question_finds_its_index(filled: Database) -> None:
         assert index in plans[0], plans[0]
         assert "SCAN streak" not in plans[0]
         assert "Seq Scan" not in plans[0]
+
+
+async def test_the_runs_find_their_index(filled: Database) -> None:
+    """What is done or unsent of a run, and the newest runs with their sums, are found without reading a table whole."""
+    runs = filled.runs
+    run_id = f"{500:032x}"
+    of_its_key = ("streak_runs_pkey", "sqlite_autoindex_streak_runs_1")
+    for question, indexes in (
+        (runs.unsent(run_id, 10), ("streak_batches_pkey", "sqlite_autoindex_streak_batches_1")),
+        (runs.done(run_id), ("streak_batches_pkey", "sqlite_autoindex_streak_batches_1")),
+        (runs.last_of(TODAY - DAY * 500), ("ix_streak_runs_day",)),
+        (runs.history(5), of_its_key),
+        (runs.history(5, before=run_id), of_its_key),
+    ):
+        with explained(filled) as plans:
+            assert await question
+        assert len(plans) == 1
+        assert any(index in plans[0] for index in indexes), plans[0]
+        assert "Seq Scan" not in plans[0], plans[0]
+        assert "SCAN streak_batches" not in plans[0], plans[0]
 
 
 async def test_a_range_is_found_by_its_names(filled: Database) -> None:
@@ -143,10 +198,11 @@ async def test_a_write_takes_three_statements(filled: Database) -> None:
     assert seen == ["SELECT", "SELECT"]
 
 
-async def test_a_batch_takes_four_statements(filled: Database) -> None:
-    """A batch is two reads, one update for all who need it, and its record, however many users it has."""
+async def test_a_batch_takes_five_statements(filled: Database) -> None:
+    """A batch is two reads, one update for all who need it, a lock, and its record, however many users it has."""
     run = await filled.runs.begin(TODAY, "cli", NOON)
+    await filled.runs.lease("a", NOON, 60)
     with statements(filled) as seen:
-        batch = await filled.runs.settle(run.id, Range("", "u00500"), TODAY)
+        batch = await filled.runs.settle(run.id, Range("", "u00500"), TODAY, holder="a")
     assert len(batch.changed) > 50
-    assert seen == ["BEGIN", "SELECT", "SELECT", "UPDATE", "INSERT", "COMMIT"]
+    assert seen == ["BEGIN", "SELECT", "SELECT", "UPDATE", "SELECT", "INSERT", "COMMIT"]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from datetime import date, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 
 from examples.streak import rules
-from examples.streak.records import Activity, Entry, Kpis, Receipt, Standing, Total
+from examples.streak.records import Activity, Entry, Kpis, Range, Receipt, Standing, Total
 from examples.streak.stores import Database, Store, StoreUnavailableError, open_database
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +39,7 @@ async def test_nobody_is_known_at_first(store: Store) -> None:
     assert await store.activities("ada", limit=10) == []
     assert await store.calendar("ada", TODAY, TODAY) == []
     assert await store.totals("ada") == []
-    assert await store.leaderboard(10) == []
+    assert await store.leaderboard(10, TODAY) == []
     assert await store.most_active(10) == []
     assert await store.report(TODAY) == []
     assert await store.kpis(TODAY) == Kpis()
@@ -59,7 +60,7 @@ async def test_what_is_logged_is_remembered(store: Store) -> None:
     profile = await store.profile("ada")
     assert profile is not None
     assert (profile.name, profile.joined_on, profile.streak, profile.xp) == ("ada", TODAY, 1, 30)
-    assert await store.leaderboard(10) == [Standing("ada", 1, 30)]
+    assert await store.leaderboard(10, TODAY) == [Standing("ada", 1, 30)]
     assert await store.report(TODAY) == await store.totals("ada") == [Total("learn", 1, 20, 30)]
 
 
@@ -222,10 +223,77 @@ async def test_the_order_of_the_boards(store: Store) -> None:
     await store.apply_freeze("old", TODAY)  # which finds that the streak has ended
     # Names sort by their code points, capitals first, in every database.
     board = ["dora", "ada", "Zoe", "bea", "carl"]
-    assert [line.name for line in await store.leaderboard(10)] == board
-    assert [line.name for line in await store.leaderboard(1)] == ["dora"]
+    assert [line.name for line in await store.leaderboard(10, TODAY)] == board
+    assert [line.name for line in await store.leaderboard(1, TODAY)] == ["dora"]
     assert await store.most_active(10) == ["ada", "dora", "Zoe", "bea", "carl", "old"]
     assert await store.most_active(2) == ["ada", "dora"]
+
+
+async def test_a_streak_that_is_over_is_on_no_board(store: Store) -> None:
+    """The board and the KPIs have the streaks that hold on their day, though no maintenance has been here."""
+    await live(store, "ada", 14)  # two freezes: it holds for two days more than without
+    await live(store, "bob", 7, NOON - DAY)
+    await live(store, "cleo", 3)
+    expected = [["ada", "bob", "cleo"]] * 2 + [["ada"]] * 2 + [[]] * 2
+    for days, names in enumerate(expected):
+        today = TODAY + DAY * days
+        assert [line.name for line in await store.leaderboard(10, today)] == names
+        kpis = await store.kpis(today)
+        streaks = [line.streak for line in await store.leaderboard(10, today)]
+        assert (kpis.active_streaks, kpis.streak_days) == (len(names), sum(streaks))
+        assert kpis.kept_7_days == len([streak for streak in streaks if streak >= 7])
+        assert (kpis.users, kpis.reached_7_days) == (3, 2)
+    assert [line.name for line in await store.leaderboard(1, TODAY + DAY * 2)] == ["ada"]
+
+
+async def test_an_activity_that_maintenance_was_faster_than(database: Database) -> None:
+    """What is written after its day was settled as a missed one costs neither the streak nor the freeze."""
+    store = database.store
+    for user, days in (("ada", 8), ("bob", 3)):
+        await live(store, user, days, NOON - DAY)
+    run = await database.runs.begin(TODAY + DAY, "cli", NOON + DAY)
+    await database.runs.settle(run.id, Range("", "z"), TODAY + DAY)
+    assert ((await store.state("ada")).freezes, (await store.state("bob")).streak) == (0, 0)
+    for user, streak, freezes in (("ada", 9, 1), ("bob", 4, 0)):
+        receipt = await store.log_activity(user, Activity("learn", 1), NOON)
+        state = await store.state(user)
+        assert state == receipt.state
+        assert (state.streak, state.freezes, state.held_until) == (streak, freezes, TODAY)
+
+
+@pytest.fixture
+def lose(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
+    """For each error in the list one commit is made, and its answer is lost."""
+    errors: list[Exception] = []
+    dialect = database.measured[0].writer.sync_engine.dialect
+    commit = dialect.do_commit
+
+    def lost(connection: Any) -> None:
+        commit(connection)
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(dialect, "do_commit", lost)
+    return errors
+
+
+@KEEPS_APART  # for Firestore see test_firestore_transactions.py
+async def test_a_lost_answer_is_no_refusal(store: Store, lose: list[Exception]) -> None:
+    """A freeze or a recovery whose commit was made, and not answered, is done once and said to be done."""
+    await live(store, "ada", 7, NOON - DAY)
+    lose.append(ConnectionResetError("lost"))
+    applied = await store.apply_freeze("ada", TODAY)
+    assert (applied.applied, applied.refusal, lose) == (True, None, [])
+    assert await store.state("ada") == applied.state
+    assert (await store.apply_freeze("ada", TODAY)).refusal == "day_is_held"
+    await live(store, "bob", 5, NOON - DAY * 2)
+    xp = (await store.state("bob")).xp
+    lose.append(ConnectionResetError("lost"))
+    recovered = await store.recover("bob", TODAY)
+    assert (recovered.recovered, recovered.refusal, lose) == (5, None, [])
+    assert await store.state("bob") == recovered.state
+    assert recovered.state.xp == xp - recovered.paid_xp
+    assert (await store.recover("bob", TODAY)).refusal == "nothing_lost"
 
 
 async def test_the_report_and_the_kpis_count_everybody(store: Store) -> None:

@@ -1,40 +1,28 @@
 // What the page does: signs in, asks for each section when it comes into view, logs activities and applies freezes.
-// Every value is put in as text, never as markup, and the token never leaves this tab but in a header.
+// The token never leaves this tab but in a header. show.js has how the answers look.
 "use strict";
 (() => {
+  const { byId, counted } = show;
   const REFRESH_AFTER_MS = 1000;
+  const FIRST_RETRY_S = 5;
+  const MAX_RETRY_S = 60;
   const YEAR_DAYS = 365;
   const BOARD_SIZE = 10;
-  const LISTED_DAYS = 14;
-  // The XP of a day from which on it is shown in the next stronger colour.
-  const LEVELS_XP = [1, 30, 60, 100];
-  const WHY_NO_FREEZE = {
-    no_streak: "There is no streak to keep: log an activity.",
-    no_freeze: "Each seventh day of a streak earns one.",
-    day_is_held: "Today counts already.",
-  };
   const DAY_MS = 86_400_000;
-
-  const byId = (id) => document.getElementById(id);
-  const find = (selector) => document.querySelector(selector);
-  const put = (selector, text) => { find(selector).textContent = text; };
-  const number = new Intl.NumberFormat("en-GB");
-  const date = (options) => new Intl.DateTimeFormat("en-GB", { timeZone: "UTC", ...options });
-  const asMonth = date({ month: "short" });
-  const asDay = date({ weekday: "short", day: "numeric", month: "short", year: "numeric" });
-  const asShortDay = date({ day: "numeric", month: "short", year: "numeric" });
-  const counted = (count, one, many = `${one}s`) => `${number.format(count)} ${count === 1 ? one : many}`;
-  const element = (name, text = "", properties = {}) =>
-    Object.assign(document.createElement(name), { textContent: text }, properties);
+  const DAY_STARTS_MS = 4 * 3_600_000;
+  const LOOK_AT_DAY_EVERY_MS = 20_000;
+  const NOBODY = { streak: 0, longest: 0, xp: 0 };
 
   // Asking --------------------------------------------------------------------------------------------------------
 
   class Problem extends Error {
-    constructor(detail, trace = "", status = 0) {
+    constructor(detail, { trace = "", status = 0, retryAfterS = 0 } = {}) {
       super(detail);
-      this.trace = trace;
-      this.status = status;
+      Object.assign(this, { trace, status, retryAfterS });
     }
+
+    // Nobody answers, too much was asked, or the service failed: it may be well again in a moment.
+    get mayPass() { return !this.status || this.status === 429 || this.status >= 500; }
 
     get text() { return this.trace ? `${this.message} (trace ${this.trace})` : this.message; }
   }
@@ -54,9 +42,11 @@
     }
     const document = await answer.json().catch(() => undefined); // no JSON, or only half of it
     if (answer.ok && document !== undefined) return document;
-    const refusal = document ?? {};
-    if (answer.status === 401 && token) leave("Sign in again: your token is not taken any more.");
-    throw new Problem(refusal.detail ?? `The service answered ${answer.status}.`, refusal.trace_id, answer.status);
+    const { status } = answer;
+    const detail = document?.detail ?? `the service answered ${status}`;
+    if (status === 401 && token) leave(`Sign in again: ${detail}.`);
+    const retryAfterS = Number(answer.headers.get("retry-after")) || 0;
+    throw new Problem(detail, { trace: document?.trace_id ?? "", status, retryAfterS });
   }
 
   // Sections ------------------------------------------------------------------------------------------------------
@@ -64,14 +54,8 @@
   const sections = new Map();
 
   class Section {
-    constructor(id, path, show, showNobody) {
-      this.root = byId(id);
-      this.path = path;
-      this.show = show;
-      this.showNobody = showNobody; // what 404 says: there is nothing of this user yet
-      this.inView = false;
-      this.stale = true;
-      this.asking = null;
+    constructor(id, get, show) {
+      Object.assign(this, { root: byId(id), get, show, inView: false, stale: true, asking: null, failures: 0 });
       sections.set(this.root, this);
     }
 
@@ -81,34 +65,46 @@
     }
 
     async load() {
+      clearTimeout(this.retry);
       this.asking?.abort(); // only the last answer counts
       const asking = (this.asking = new AbortController());
       this.stale = false;
       this.root.ariaBusy = "true";
       try {
-        this.show(await ask(this.path, { signal: asking.signal }));
+        this.show(await this.get(asking.signal));
+        this.failures = 0;
         this.problem(null);
       } catch (failure) {
         if (asking.signal.aborted) return;
-        const isNobody = failure.status === 404 && this.showNobody !== undefined;
-        if (isNobody) this.showNobody();
-        this.stale = !isNobody;
-        this.problem(isNobody ? null : failure);
+        this.stale = true;
+        this.problem(failure);
+        if (failure.mayPass) this.retryLater(failure.retryAfterS);
       }
       if (asking === this.asking) this.root.ariaBusy = "false";
     }
 
+    // When the service says, or later each time; not all browsers at once, and none that nobody looks at.
+    retryLater(afterS) {
+      const waitS = Math.max(afterS, Math.min(MAX_RETRY_S, FIRST_RETRY_S * 2 ** this.failures++));
+      this.retry = setTimeout(() => document.hidden || this.seen(this.inView), waitS * (1 + Math.random() / 4) * 1000);
+    }
+
     problem(failure) {
-      this.root.querySelector(".problem")?.remove();
-      if (!failure) return;
-      const shown = byId("problem").content.cloneNode(true);
+      let shown = this.root.querySelector(".problem");
+      if (!failure) {
+        // The button goes; whoever was on it goes on from the section's heading.
+        const heading = Object.assign(this.root.querySelector("h2"), { tabIndex: -1 });
+        if (shown?.contains(document.activeElement)) heading.focus();
+        shown?.remove();
+        return;
+      }
+      if (!shown) {
+        shown = byId("problem").content.firstElementChild.cloneNode(true);
+        shown.querySelector("button").addEventListener("click", () => this.load());
+        this.root.append(shown);
+      }
       shown.querySelector("p").textContent = failure.message;
       shown.querySelector(".trace").textContent = failure.trace ? `trace ${failure.trace}` : "";
-      shown.querySelector("button").addEventListener("click", () => {
-        Object.assign(this.root.querySelector("h2"), { tabIndex: -1 }).focus(); // the button is about to go
-        this.load();
-      });
-      this.root.append(shown);
     }
   }
 
@@ -126,113 +122,23 @@
     waiting = setTimeout(refresh, REFRESH_AFTER_MS);
   }
 
-  // What the sections show ----------------------------------------------------------------------------------------
+  // The day ends at 4:00 UTC, also while the page is open: what was said of it holds no longer.
+  const dayNow = () => Math.floor((Date.now() - DAY_STARTS_MS) / DAY_MS);
+  let day = dayNow();
 
-  function showStreak(streak) {
-    put("[data-streak]", number.format(streak));
-    put("[data-streak-unit]", streak === 1 ? "day" : "days");
-    put("[data-streak-hint]", streak ? "" : "Log an activity to start one.");
+  function lookAtDay() {
+    if (day === dayNow()) return;
+    day = dayNow();
+    for (const said of document.querySelectorAll(".said.own")) Object.assign(said, { textContent: "", className: "said" });
+    refresh();
   }
 
-  function showProfile(profile) {
-    showStreak(profile.streak);
-    put("[data-longest]", number.format(profile.longest));
-    put("[data-xp]", number.format(profile.xp));
-    put("[data-joined]", asShortDay.format(new Date(profile.joined_on)));
-    known(profile.name);
-  }
+  // Before the first activity there is no profile to ask for.
+  let begun = false;
 
-  const showNewcomer = () =>
-    showProfile({ streak: 0, longest: 0, xp: 0, joined_on: Date.now(), name: sessionStorage.getItem("streak.name") ?? "" });
-
-  function showWeek(week) {
-    let done = 0;
-    for (const line of document.querySelectorAll(".categories li")) {
-      const isDone = Boolean(week.categories[line.dataset.category]);
-      done += isDone;
-      line.classList.toggle("done", isDone);
-      line.querySelector(".state").textContent = isDone ? "done" : "to do";
-    }
-    find("#week progress").value = done;
-    const left = 4 - done;
-    find("[data-bonus]").classList.toggle("on", week.bonus);
-    put("[data-bonus]", week.bonus
-      ? `Bonus: everything earns ${week.multiplier} times the XP this week.`
-      : `${counted(left, "category", "categories")} to go for half as much XP again.`);
-  }
-
-  function showFreezes(freezes) {
-    const { held, max, reason } = freezes;
-    find(".slots").replaceChildren(...Array.from({ length: max }, (_, slot) =>
-      element("i", "", { className: slot < held ? "full" : "" })));
-    put("[data-held]", `${held} of ${max} held`);
-    put("[data-next-freeze]", held >= max ? "You hold as many as you may."
-      : `The next one comes with day ${number.format(freezes.next_at_streak)} of your streak.`);
-    byId("apply-freeze").disabled = !freezes.can_apply;
-    // What a press of the button said stays.
-    const said = byId("freeze-said");
-    if (!said.classList.contains("own")) said.textContent = WHY_NO_FREEZE[reason] ?? "";
-  }
-
-  function showCalendar(calendar) {
-    const done = new Map(calendar.days.map((day) => [day.day, day]));
-    const last = Date.parse(calendar.to);
-    const first = Date.parse(calendar.from);
-    const monday = first - ((new Date(first).getUTCDay() + 6) % 7) * DAY_MS;
-    const cells = [];
-    for (let week = monday, month = ""; week <= last; week += 7 * DAY_MS) {
-      const starts = asMonth.format(week);
-      // The first column has its month's name only if the next one is not about to take its place.
-      const named = starts !== month && (week > monday || asMonth.format(week + 14 * DAY_MS) === starts);
-      cells.push(element("b", named ? starts : ""));
-      month = starts;
-      for (let at = week; at < week + 7 * DAY_MS; at += DAY_MS) {
-        cells.push(at < first || at > last ? element("span") : dayCell(at, done, at === last));
-      }
-    }
-    const days = find(".days");
-    const isFirst = !days.hasChildNodes();
-    days.replaceChildren(...cells);
-    days.ariaLabel = `Something was done on ${counted(calendar.active_days, "day")} of the last ${counted(YEAR_DAYS, "day")}`;
-    if (isFirst) find(".year").scrollLeft = find(".year").scrollWidth;
-    put("[data-active]", calendar.active_days ? `${counted(calendar.active_days, "active day")}` : "No active day yet.");
-    find("#calendar tbody").replaceChildren(...calendar.days.slice(-LISTED_DAYS).reverse().map((day) =>
-      row(asDay.format(new Date(day.day)), number.format(day.activities), number.format(day.xp))));
-  }
-
-  function dayCell(at, done, isToday) {
-    const day = done.get(new Date(at).toISOString().slice(0, 10));
-    const told = day ? `${counted(day.activities, "activity", "activities")}, ${number.format(day.xp)} XP` : "nothing";
-    const cell = element("i", "", { title: `${asDay.format(at)}: ${told}`, className: isToday ? "today" : "" });
-    cell.dataset.level = day ? Math.max(1, LEVELS_XP.filter((least) => day.xp >= least).length) : 0;
-    return cell;
-  }
-
-  function row(...values) {
-    const line = element("tr");
-    line.append(...values.map((value) => element("td", value)));
-    return line;
-  }
-
-  function showLeaderboard(board) {
-    const lines = board.map((standing, index) => {
-      const line = row(`${index + 1}.`, standing.name, number.format(standing.streak), number.format(standing.xp));
-      line.dataset.name = standing.name;
-      return line;
-    });
-    find("#leaderboard tbody").replaceChildren(...lines);
-    find("#leaderboard table").hidden = !lines.length;
-    find("[data-nobody]").hidden = Boolean(lines.length);
-    markMe();
-  }
-
-  function markMe() {
-    const name = sessionStorage.getItem("streak.name");
-    for (const line of document.querySelectorAll("#leaderboard tbody tr")) {
-      const isMe = line.dataset.name === name;
-      line.classList.toggle("me", isMe);
-      if (isMe) line.cells[1].textContent = `${name} (you)`;
-    }
+  async function getProfile(signal) {
+    begun ||= (await ask("/activities?limit=1", { signal })).activities.length > 0;
+    return begun ? ask("/profile", { signal }) : NOBODY;
   }
 
   // Forms ---------------------------------------------------------------------------------------------------------
@@ -268,8 +174,9 @@
     return sending(form.querySelector("button"), byId("log-said"), async () => {
       const logged = await ask("/activities", { body: { ...activity, client_key: draft.key } });
       draft = { key: newKey(), text: "" };
+      begun = true;
       byId("note").value = "";
-      showStreak(logged.streak);
+      show.streak(logged.streak, begun);
       refreshSoon();
       return toldOf(logged);
     });
@@ -283,8 +190,7 @@
 
   function applyFreeze() {
     return sending(byId("apply-freeze"), byId("freeze-said"), async () => {
-      await ask("/freeze", { method: "POST" });
-      refreshSoon();
+      await ask("/freeze", { method: "POST" }).finally(refreshSoon); // refused or not, something has changed
       return "Today is held by a freeze.";
     });
   }
@@ -312,7 +218,7 @@
   function known(name) {
     sessionStorage.setItem("streak.name", name);
     byId("name").textContent = name;
-    markMe();
+    show.me(name);
   }
 
   function enter() {
@@ -333,23 +239,31 @@
     location.reload(); // nothing of one user is left for the next
   }
 
-  new Section("streak", "/profile", showProfile, showNewcomer);
-  new Section("week", "/consistency", showWeek);
-  new Section("freezes", "/freeze", showFreezes);
-  new Section("calendar", `/calendar?days=${YEAR_DAYS}`, showCalendar);
-  new Section("leaderboard", `/leaderboard?limit=${BOARD_SIZE}`, showLeaderboard);
+  function showProfile(profile) {
+    show.profile(profile);
+    if (profile.name) known(profile.name);
+  }
+
+  const from = (path) => (signal) => ask(path, { signal });
+  new Section("streak", getProfile, showProfile);
+  new Section("week", from("/consistency"), show.week);
+  new Section("freezes", from("/freeze"), show.freezes);
+  new Section("calendar", from(`/calendar?days=${YEAR_DAYS}`), show.calendar);
+  new Section("leaderboard", from(`/leaderboard?limit=${BOARD_SIZE}`), show.leaderboard);
 
   byId("log-form").addEventListener("submit", logActivity);
   byId("sign-in-form").addEventListener("submit", signIn);
   byId("apply-freeze").addEventListener("click", applyFreeze);
   byId("refresh").addEventListener("click", refreshSoon);
   byId("sign-out").addEventListener("click", () => leave());
-  document.addEventListener("visibilitychange", () => document.hidden || refreshSoon());
+  addEventListener("online", refreshSoon);
+  document.addEventListener("visibilitychange", () => document.hidden || (lookAtDay(), refreshSoon()));
+  setInterval(lookAtDay, LOOK_AT_DAY_EVERY_MS);
 
   if (token) {
     enter();
   } else {
-    find(isDemo ? ".demo" : ".token").hidden = false;
+    document.querySelector(isDemo ? ".demo" : ".token").hidden = false;
     byId("sign-in").hidden = false;
     byId("sign-in-said").textContent = sessionStorage.getItem("streak.notice") ?? "";
     sessionStorage.removeItem("streak.notice");

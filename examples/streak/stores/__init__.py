@@ -2,7 +2,7 @@
 
 `Store` is for the users' requests, `Runs` for the maintenance; both work on the same data. Every write is one
 transaction, so that of several at a time one takes the last freeze, one earns the bonus, one makes the streak grow.
-Moments and days are the caller's: a store has no clock.
+Moments and days are the caller's; only the lease goes by the database's clock.
 """
 
 from __future__ import annotations
@@ -31,11 +31,32 @@ from examples.streak.records import (
 )
 from examples.streak.settings import BadSettingError
 
-__all__ = ["Database", "Runs", "Store", "StoreUnavailableError", "open_database"]
+__all__ = [
+    "Database",
+    "LeaseLostError",
+    "OverlapError",
+    "Runs",
+    "Store",
+    "StoreBusyError",
+    "StoreUnavailableError",
+    "open_database",
+]
 
 
 class StoreUnavailableError(Exception):
     """The database does not answer; the text names the kind of failure and repeats no address."""
+
+
+class StoreBusyError(StoreUnavailableError):
+    """Others have locked what a transaction needs, for longer than it is tried; it may well succeed later."""
+
+
+class LeaseLostError(Exception):
+    """The lease ran out, or somebody else has it now, or had it and is through with the run."""
+
+
+class OverlapError(Exception):
+    """Some of a range, but not just that range, has been accounted for by the same run."""
 
 
 class Store(Protocol):
@@ -45,7 +66,7 @@ class Store(Protocol):
         """Raise `StoreUnavailableError` when the database does not answer."""
 
     async def profile(self, user: str) -> Profile | None:
-        """Return a user's profile; None before their first activity."""
+        """Return a user's profile, as it is written; None before their first activity."""
 
     async def state(self, user: str) -> rules.State:
         """Return what the rules know of a user, as it is written; of someone new, that is nothing."""
@@ -64,8 +85,11 @@ class Store(Protocol):
     async def totals(self, user: str) -> list[Total]:
         """Return what the user has done of each category, in the order of their names; nothing of it is left out."""
 
-    async def leaderboard(self, limit: int) -> list[Standing]:
-        """Return the longest streaks: by streak, then XP, then name. Ended streaks are not on it."""
+    async def leaderboard(self, limit: int, today: date) -> list[Standing]:
+        """Return the longest streaks: by streak, then XP, then name.
+
+        Those that are over today are not on it, whether maintenance has seen it or not.
+        """
 
     async def most_active(self, limit: int) -> list[str]:
         """Return the users who did something last: by the last day, then XP, then name."""
@@ -74,7 +98,7 @@ class Store(Protocol):
         """Return what everybody did since a day, by category."""
 
     async def kpis(self, today: date) -> Kpis:
-        """Count what the KPIs are made of."""
+        """Count what the KPIs are made of. A streak that is over today counts as none."""
 
     async def log_activity(self, user: str, activity: Activity, at: datetime) -> Receipt:
         """Write an activity and what it does to the streak, unless the user has one of this client key already."""
@@ -89,9 +113,10 @@ class Store(Protocol):
 class Runs(Protocol):
     """What the maintenance asks for and does."""
 
-    async def lease(self, holder: str, at: datetime, ttl_s: float, *, instead_of: str | None = None) -> Lease:
+    async def lease(self, holder: str, at: datetime | None, ttl_s: float, *, instead_of: str | None = None) -> Lease:
         """Take or extend the one lease, and return the lease that is in force, whoever holds it.
 
+        Without `at`, which is for tests, it is now by the clock of the database: hosts whose clocks differ agree on it.
         It is taken when nobody holds it, when it ran out by `at`, when `holder` has it already, or when it is held by
         `instead_of`, who is known to be gone.
         """
@@ -99,17 +124,27 @@ class Runs(Protocol):
     async def release(self, holder: str) -> None:
         """Give the lease back, if `holder` has it."""
 
-    async def begin(self, day: date, trigger: Trigger, at: datetime) -> Run:
-        """Write a new run that is under way."""
+    async def begin(self, day: date, trigger: Trigger, at: datetime, *, holder: str | None = None) -> Run:
+        """Write a new run that is under way.
 
-    async def take_up(self, run_id: str) -> Run:
-        """Set a run that was ended half-way under way again, one more time resumed."""
+        With `holder` it is refused by `LeaseLostError` unless that one has the lease and the day has no run yet.
+        """
 
-    async def end(self, run_id: str, at: datetime, error: str | None = None) -> Run:
-        """Write that a run is completed, or, with the kind of its error, that it failed."""
+    async def take_up(self, run_id: str, *, holder: str | None = None) -> Run:
+        """Set a run that was ended half-way under way again, one more time resumed.
+
+        With `holder` it is refused by `LeaseLostError` unless that one has the lease and the run is not completed.
+        """
+
+    async def end(self, run_id: str, at: datetime, error: str | None = None, *, holder: str | None = None) -> Run:
+        """Write that a run is completed, or, with the kind of its error, that it failed.
+
+        With `holder` it is refused by `LeaseLostError` unless that one has the lease and the run is under way, or ended
+        just so.
+        """
 
     async def last_of(self, day: date) -> Run | None:
-        """Return the newest run of a day."""
+        """Return the run of a day: the newest, but a completed one before all that are not."""
 
     async def history(self, limit: int, before: str | None = None) -> list[Run]:
         """Return runs, newest first: those with an id below `before`."""
@@ -123,18 +158,24 @@ class Runs(Protocol):
     async def done(self, run_id: str) -> list[Range]:
         """Return the ranges that a run has accounted for, by their beginning; adjacent ones are one."""
 
-    async def settle(self, run_id: str, part: Range, day: date, *, dry_run: bool = False) -> SettledBatch:
+    async def settle(
+        self, run_id: str, part: Range, day: date, *, holder: str | None = None, dry_run: bool = False
+    ) -> SettledBatch:
         """Account for the missed days of a range's users, and write it with the batch itself, in one transaction.
 
-        A range that the run has accounted for already is not done again: what was written comes back. A dry run
-        writes nothing, and needs no run.
+        A range that the run has accounted for already is not done again: what was written comes back; one that
+        overlaps such a range is refused by `OverlapError`. With `holder`, it is refused by `LeaseLostError` unless that
+        one has the lease when it is written. A dry run writes nothing, and needs no run and no lease.
         """
 
-    async def unsent(self, run_id: str, limit: int) -> list[tuple[Range, tuple[Message, ...]]]:
-        """Return batches of a run whose messages were not taken by the push API yet."""
+    async def unsent(self, run_id: str, limit: int, after: str = "") -> list[tuple[Range, tuple[Message, ...]]]:
+        """Return batches of a run, from a name on, whose messages were not taken by the push API yet."""
 
-    async def sent(self, run_id: str, part: Range, notified: int) -> None:
-        """Write that the messages of a batch were taken, or are given up; they are forgotten, and counted."""
+    async def sent(self, run_id: str, part: Range, notified: int, left: Sequence[Message] = ()) -> None:
+        """Write that messages of a batch were taken, so many, or are given up; they are forgotten, and counted.
+
+        `left` are those that are kept. Where no more than that are kept already, it was written before.
+        """
 
     async def forget_runs(self, before: datetime) -> int:
         """Delete runs that began before a moment, with their batches, and return how many."""

@@ -35,6 +35,8 @@ _ADDRESS: Final = re.compile(
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 # Counting everybody takes its time.
 _COUNT_S: Final = 20.0
+# How many more streaks are read than the leaderboard has lines: at first, and when too many of those were over.
+_MORE: Final = (50, 1_000)
 _NO_CREDENTIALS: Final = (
     "DATABASE_URL is a Firestore database, and there are no credentials for it: name a service account's file in "
     "GOOGLE_APPLICATION_CREDENTIALS, run `gcloud auth application-default login`, or, for an emulator, "
@@ -119,16 +121,26 @@ class FirestoreStore:
         document = await self._find(self._user(user))
         return documents.to_totals(document) if document else []
 
-    async def leaderboard(self, limit: int) -> list[Standing]:
-        """Return the longest streaks: by streak, then XP, then name. Ended streaks are not on it."""
+    async def leaderboard(self, limit: int, today: date) -> list[Standing]:
+        """Return the longest streaks that hold today: by streak, then XP, then name.
+
+        Firestore cannot sort by the streak and leave out those that are over. So more are read than are shown, and if
+        need be a good many more; where even those are over, before a maintenance that is late, the board is shorter.
+        """
         query = (
             self._users.where(filter=FieldFilter("streak", ">", 0))
             .order_by("streak", direction=Query.DESCENDING)
             .order_by("xp", direction=Query.DESCENDING)
             .order_by("name")
-            .limit(limit)
         )
-        return [Standing(each["name"], each["streak"], each["xp"]) for each in await self._calls.ask(query)]
+        board: list[Standing] = []
+        for more in _MORE:
+            found = await self._calls.ask(query.limit(limit + more))
+            holding = (each for each in found if rules.holds_on(documents.to_state(each), today))
+            board = [Standing(each["name"], each["streak"], each["xp"]) for each in holding][:limit]
+            if len(board) == limit or len(found) < limit + more:
+                break
+        return board
 
     async def most_active(self, limit: int) -> list[str]:
         """Return the users who did something last: by the last day, then XP, then name."""
@@ -165,9 +177,10 @@ class FirestoreStore:
             filter=FieldFilter("week", "==", rules.week_of(today).isoformat())
         )
         of_all = aggregation(users, "users", earned="freezes_earned", used="freezes_used")
-        going = aggregation(users.where(filter=FieldFilter("streak", ">", 0)), "streaks", days="streak")
+        day = today.isoformat()
+        going = aggregation(users.where(filter=FieldFilter("holds_until", ">=", day)), "streaks", days="streak")
         reached = aggregation(users.where(filter=FieldFilter("longest", ">=", rules.DAYS_PER_FREEZE)), "reached")
-        kept = aggregation(users.where(filter=FieldFilter("streak", ">=", rules.DAYS_PER_FREEZE)), "kept")
+        kept = aggregation(users.where(filter=FieldFilter("week_holds_until", ">=", day)), "kept")
 
         async def count(transaction: AsyncTransaction) -> dict[str, int]:
             found: dict[str, int] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from datetime import datetime, timezone
 from typing import Any, Final, TypeVar
 
 import stamina
@@ -126,6 +127,19 @@ class Calls:
         """Read a document, or None where there is none."""
         (document,) = await self.get_all([reference], transaction)
         return document
+
+    async def get_with_time(
+        self, reference: AsyncDocumentReference, transaction: AsyncTransaction
+    ) -> tuple[dict[str, Any] | None, datetime]:
+        """Read a document, or None where there is none, and when that was by the clock of Firestore."""
+        async for each in self.client.get_all([reference], transaction=transaction):
+            found = each
+        read_at = found.read_time
+        # An emulator may not tell.
+        now = (
+            datetime.now(timezone.utc) if read_at is None else datetime.fromtimestamp(read_at.timestamp(), timezone.utc)
+        )
+        return found.to_dict(), now
 
     async def get_all(
         self, references: Iterable[AsyncDocumentReference], transaction: AsyncTransaction | None = None

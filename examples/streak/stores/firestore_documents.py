@@ -14,7 +14,7 @@ Days are text (2026-03-04), which sorts; moments are timestamps.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date, datetime, timezone
 from typing import Any, Final
 from urllib.parse import quote
@@ -28,6 +28,7 @@ __all__ = [
     "batch_key",
     "from_batch",
     "from_entry",
+    "from_messages",
     "from_run",
     "from_state",
     "from_tally",
@@ -50,7 +51,8 @@ Document = Mapping[str, Any]
 
 #: What a batch counts, in the order of `Tally`.
 COUNTS: Final = tuple(Tally.__dataclass_fields__)
-_DAYS: Final = ("last_active", "held_until", "week", "lost_on")
+_RUN: Final = tuple(name for name in Run.__dataclass_fields__ if name not in {"tally", "unsent"})
+_DAYS: Final = ("last_active", "held_until", "week", "lost_on", "missed_on", "rested_on")
 _PLAIN: Final = tuple(name for name in rules.State.__dataclass_fields__ if name not in (*_DAYS, "done"))
 
 
@@ -81,26 +83,47 @@ def to_moment(value: datetime) -> datetime:
 
 
 def from_state(state: rules.State) -> dict[str, Any]:
-    """Return a state as fields of the user's document. `going` is what maintenance asks for."""
+    """Return a state as fields of the user's document, with some that are for queries only.
+
+    `going` is what maintenance asks for. The KPIs ask for `holds_until`, the last day on which the streak holds when
+    nothing more is done, and for `week_holds_until`, the same of streaks that have seven days. A document of an earlier
+    version has neither, and is not counted until it is written again.
+    """
     fields: dict[str, Any] = {name: getattr(state, name) for name in _PLAIN}
     for name in _DAYS:
         day: date | None = getattr(state, name)
         fields[name] = None if day is None else day.isoformat()
-    return {**fields, "done": sorted(state.done), "going": state.streak > 0}
+    last = rules.holds_until(state)
+    holds_until = None if last is None else last.isoformat()
+    return {
+        **fields,
+        "done": sorted(state.done),
+        "going": state.streak > 0,
+        "holds_until": holds_until,
+        "week_holds_until": holds_until if state.streak >= rules.DAYS_PER_FREEZE else None,
+    }
 
 
 def to_state(document: Document) -> rules.State:
     """Return what the rules know of a user."""
     fields: dict[str, Any] = {name: document[name] for name in _PLAIN}
     for name in _DAYS:
-        fields[name] = _to_date(document[name])
+        # A document of an earlier version has not all of them.
+        fields[name] = _to_date(document.get(name))
     return rules.State(**fields, done=frozenset(document["done"]))
 
 
 def to_profile(document: Document) -> Profile:
     """Return who a user is, at a glance."""
-    joined_on = date.fromisoformat(document["joined_on"])
-    return Profile(document["name"], joined_on, *(document[name] for name in ("streak", "longest", "freezes", "xp")))
+    return Profile(
+        name=document["name"],
+        joined_on=date.fromisoformat(document["joined_on"]),
+        streak=document["streak"],
+        longest=document["longest"],
+        freezes=document["freezes"],
+        xp=document["xp"],
+        held_until=_to_date(document["held_until"]),
+    )
 
 
 def to_totals(document: Document) -> list[Total]:
@@ -130,19 +153,19 @@ def to_entry(document: Document) -> Entry:
 
 def from_run(run: Run) -> dict[str, Any]:
     """Return a run as a document. Its tally is written when it ends; until then it is the sum of its batches."""
-    fields: dict[str, Any] = {name: getattr(run, name) for name in Run.__dataclass_fields__ if name != "tally"}
-    return {**fields, "day": run.day.isoformat(), "tally": None}
+    fields: dict[str, Any] = {name: getattr(run, name) for name in _RUN}
+    return {**fields, "day": run.day.isoformat(), "tally": None, "unsent": 0}
 
 
-def to_run(document: Document, tally: Tally) -> Run:
-    """Return a run with a tally."""
-    fields = {name: document[name] for name in Run.__dataclass_fields__ if name != "tally"}
+def to_run(document: Document, tally: Tally, unsent: int) -> Run:
+    """Return a run with what it came to."""
+    fields = {name: document[name] for name in _RUN}
     ended_at = document["ended_at"]
     moments = {
         "started_at": to_moment(document["started_at"]),
         "ended_at": None if ended_at is None else to_moment(ended_at),
     }
-    return Run(**{**fields, **moments, "day": date.fromisoformat(document["day"])}, tally=tally)
+    return Run(**{**fields, **moments, "day": date.fromisoformat(document["day"])}, tally=tally, unsent=unsent)
 
 
 def from_tally(tally: Tally) -> dict[str, int]:
@@ -161,17 +184,21 @@ def from_batch(batch: SettledBatch) -> dict[str, Any]:
     Names stand in lists by the kind of their message, which keeps a batch of 10,000 users below the 1 MiB that a
     document may have.
     """
-    messages: dict[str, list[str]] = {}
-    for message in batch.messages:
-        messages.setdefault(message.kind, []).append(message.user)
     return {
         "after": batch.range.after,
         "until": batch.range.until,
         **from_tally(batch.tally),
-        "messages": messages,
-        "unsent": bool(messages),
+        **from_messages(batch.messages),
         "changed": list(batch.changed),
     }
+
+
+def from_messages(messages: Iterable[Message]) -> dict[str, Any]:
+    """Return the messages of a batch that are to be sent, with how many there are."""
+    users: dict[str, list[str]] = {}
+    for message in messages:
+        users.setdefault(message.kind, []).append(message.user)
+    return {"messages": users, "unsent": bool(users), "left": sum(map(len, users.values()))}
 
 
 def to_batch(document: Document) -> SettledBatch:

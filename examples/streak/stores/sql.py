@@ -6,12 +6,16 @@ both earn the bonus: PostgreSQL locks the row, SQLite the file. Statements are m
 
 from __future__ import annotations
 
-from datetime import date, datetime, timezone
+import secrets
+from collections.abc import Callable
+from datetime import date, datetime, timedelta, timezone
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Select, and_, bindparam, func, or_, select, update
+from sqlalchemy import Select, TextClause, and_, bindparam, func, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from examples.streak import rules
@@ -26,18 +30,25 @@ from otel_perf import measure
 
 __all__ = ["SqlStore", "open_sql"]
 
+R = TypeVar("R", rules.Applied, rules.Recovered)
+
 _u, _a = users.c, activities.c
+_HELD = range(rules.MAX_FREEZES + 1)
 
 _PING = select(1)
-_PROFILE = select(_u.id, _u.joined_on, _u.streak, _u.longest, _u.freezes, _u.xp).where(_u.id == bindparam("user"))
+_PROFILE = select(_u.id, _u.joined_on, _u.streak, _u.longest, _u.freezes, _u.xp, _u.held_until).where(
+    _u.id == bindparam("user")
+)
 _STATE = select(*STATE_COLUMNS).where(_u.id == bindparam("user"))
 _HELD_STATE = _STATE.with_for_update()
+_HELD_CHANGE = _HELD_STATE.add_columns(_u.last_change_id)
 # The parameters of an UPDATE must not have the names of the columns.
 _WRITE_STATE = (
     update(users)
     .where(_u.id == bindparam("user"))
     .values({column: bindparam(f"new_{column.name}") for column in STATE_COLUMNS})
 )
+_WRITE_CHANGE = _WRITE_STATE.values({_u.last_change_id: bindparam("change_id")})
 
 _ENTRIES = select(_a.id, _a.at, _a.day, _a.category, _a.minutes, _a.note, _a.xp, _a.bonus_xp)
 _ENTRY = _ENTRIES.where(_a.id == bindparam("id"), _a.user_id == bindparam("user"))
@@ -70,9 +81,14 @@ _BY_CATEGORY = (
 )
 _TOTALS = _BY_CATEGORY.where(_a.user_id == bindparam("user"))
 _REPORT = _BY_CATEGORY.where(_a.day >= bindparam("since"))
+# A streak holds as long as there are freezes for the days that were missed: with none today, with one tomorrow too.
+_HOLDS = and_(
+    HAS_A_STREAK,
+    or_(*(and_(_u.freezes >= held, _u.held_until >= bindparam(f"since_{held}")) for held in _HELD)),
+)
 _LEADERBOARD = (
     select(_u.id, _u.streak, _u.xp)
-    .where(HAS_A_STREAK)
+    .where(_HOLDS)
     .order_by(_u.streak.desc(), _u.xp.desc(), _u.id)
     .limit(bindparam("limit"))
 )
@@ -84,13 +100,13 @@ _MOST_ACTIVE = (
 )
 _KPIS = select(
     func.count(),
-    func.count().filter(HAS_A_STREAK),
+    func.count().filter(_HOLDS),
     func.count().filter(_u.bonus, _u.week == bindparam("week")),
     func.coalesce(func.sum(_u.freezes_earned), 0),
     func.coalesce(func.sum(_u.freezes_used), 0),
     func.count().filter(_u.longest >= rules.DAYS_PER_FREEZE),
-    func.count().filter(_u.streak >= rules.DAYS_PER_FREEZE),
-    func.coalesce(func.sum(_u.streak), 0),
+    func.count().filter(_HOLDS, _u.streak >= rules.DAYS_PER_FREEZE),
+    func.coalesce(func.sum(_u.streak).filter(_HOLDS), 0),
 )
 
 
@@ -98,7 +114,9 @@ def open_sql(url: str) -> Database:
     """Open an SQLite file or a PostgreSQL database."""
     engine = make_engine(url)
     session = SqlSession(engine)
-    return Database(SqlStore(session), SqlRuns(session), (engine,), partial(prepare, session), engine.dispose)
+    # An engine that has the same pool as another one is measured with it.
+    measured = (engine, engine.writer) if session.sqlite else (engine,)
+    return Database(SqlStore(session), SqlRuns(session), measured, partial(prepare, session), engine.dispose)
 
 
 class SqlStore:
@@ -106,10 +124,10 @@ class SqlStore:
 
     def __init__(self, session: SqlSession) -> None:
         self._session = session
-        dialect = sqlite if session.sqlite else postgresql
+        dialect, plain = (sqlite, SQLiteDialect) if session.sqlite else (postgresql, PGDialect)
         # Nothing is written, and no error made, when there is such a one: a transaction that failed is of no more use.
-        self._write_entry = dialect.insert(activities).on_conflict_do_nothing().returning(_a.id)
-        self._write_user = dialect.insert(users).on_conflict_do_nothing()
+        self._write_entry = _as_text(dialect.insert(activities).on_conflict_do_nothing().returning(_a.id), plain)
+        self._write_user = _as_text(dialect.insert(users).on_conflict_do_nothing(), plain)
 
     async def ping(self) -> None:
         """Raise `StoreUnavailableError` when the database does not answer."""
@@ -121,7 +139,7 @@ class SqlStore:
             raise StoreUnavailableError(type(error).__name__) from error
 
     async def profile(self, user: str) -> Profile | None:
-        """Return a user's profile; None before their first activity."""
+        """Return a user's profile, as it is written; None before their first activity."""
         rows = await self._session.read(_PROFILE, user=user)
         return Profile(*rows[0]) if rows else None
 
@@ -156,9 +174,9 @@ class SqlStore:
         """Return what the user has done of each category, in the order of their names; nothing of it is left out."""
         return [_total(row) for row in await self._session.read(_TOTALS, user=user)]
 
-    async def leaderboard(self, limit: int) -> list[Standing]:
-        """Return the longest streaks: by streak, then XP, then name. Ended streaks are not on it."""
-        return [Standing(*row) for row in await self._session.read(_LEADERBOARD, limit=limit)]
+    async def leaderboard(self, limit: int, today: date) -> list[Standing]:
+        """Return the longest streaks that hold today: by streak, then XP, then name."""
+        return [Standing(*row) for row in await self._session.read(_LEADERBOARD, limit=limit, **_since(today))]
 
     async def most_active(self, limit: int) -> list[str]:
         """Return the users who did something last: by the last day, then XP, then name."""
@@ -169,8 +187,8 @@ class SqlStore:
         return [_total(row) for row in await self._session.read(_REPORT, since=since)]
 
     async def kpis(self, today: date) -> Kpis:
-        """Count what the KPIs are made of."""
-        (row,) = await self._session.read(_KPIS, week=rules.week_of(today))
+        """Count what the KPIs are made of. A streak that is over today counts as none."""
+        (row,) = await self._session.read(_KPIS, week=rules.week_of(today), **_since(today))
         return Kpis(*map(int, row))
 
     async def log_activity(self, user: str, activity: Activity, at: datetime) -> Receipt:
@@ -205,42 +223,65 @@ class SqlStore:
         return Receipt(Entry(*row), state, logged=None)
 
     async def apply_freeze(self, user: str, today: date) -> rules.Applied:
-        """Let a freeze hold today, as `rules.apply_freeze` has it. Whoever is unknown has no streak.
-
-        When the answer to the commit gets lost, it may say `day_is_held` of the freeze that it has applied itself.
-        """
-
-        async def apply(connection: AsyncConnection) -> rules.Applied:
-            applied = rules.apply_freeze(await _find(connection, user) or rules.State(), today)
-            if applied.applied or applied.settled.changed:
-                await _write_state(connection, user, applied.state)
-            return applied
-
-        return await self._session.write("apply_freeze", apply)
+        """Let a freeze hold today, as `rules.apply_freeze` has it. Whoever is unknown has no streak."""
+        return await self._change(
+            "apply_freeze",
+            user,
+            lambda state: rules.apply_freeze(state, today),
+            lambda applied: applied.applied or applied.settled.changed,
+        )
 
     async def recover(self, user: str, today: date) -> rules.Recovered:
-        """Buy back the streak that ended last, as `rules.recover` has it.
+        """Buy back the streak that ended last, as `rules.recover` has it."""
+        return await self._change(
+            "recover",
+            user,
+            lambda state: rules.recover(state, today),
+            lambda recovered: bool(recovered.recovered or recovered.settled.changed),
+        )
 
-        When the answer to the commit gets lost, it may say `nothing_lost` of what it has bought back itself.
-        """
+    async def _change(
+        self, operation: str, user: str, decide: Callable[[rules.State], R], is_change: Callable[[R], bool]
+    ) -> R:
+        """Decide and write, once: an attempt whose commit was not answered is known by its id."""
+        change_id = secrets.token_hex(16)
+        sent: R | None = None
 
-        async def buy_back(connection: AsyncConnection) -> rules.Recovered:
-            recovered = rules.recover(await _find(connection, user) or rules.State(), today)
-            if recovered.recovered or recovered.settled.changed:
-                await _write_state(connection, user, recovered.state)
-            return recovered
+        async def change(connection: AsyncConnection) -> R:
+            nonlocal sent
+            row = (await connection.execute(_HELD_CHANGE, {"user": user})).first()
+            if row is None:
+                return decide(rules.State())
+            *state, last_change_id = row
+            if sent is not None and last_change_id == change_id:
+                return sent
+            decided = decide(to_state(state))
+            if is_change(decided):
+                values = {"user": user, "change_id": change_id, **_new_values(decided.state)}
+                await connection.execute(_WRITE_CHANGE, values)
+                sent = decided
+            return decided
 
-        return await self._session.write("recover", buy_back)
+        return await self._session.write(operation, change)
 
     async def _hold(self, connection: AsyncConnection, user: str, today: date) -> rules.State:
         """Return the user's state and keep others from changing it; someone new is added first."""
         state = await _find(connection, user)
         if state is None:
-            new = {"id": user, "joined_on": today, **to_columns(rules.State())}
+            new = {"id": user, "joined_on": today, "last_change_id": None, **to_columns(rules.State())}
             await connection.execute(self._write_user, new)
             state = await _find(connection, user)
             assert state is not None
         return state
+
+
+def _as_text(statement: Any, dialect: Any) -> TextClause:
+    """Return the text of an INSERT of all columns.
+
+    SQLAlchemy 2.0 has no cache for what is a dialect's own: it would compile the statement each time.
+    """
+    compiled = statement.compile(dialect=dialect(paramstyle="named"))
+    return text(str(compiled)).bindparams(*compiled.binds.values())
 
 
 async def _find(connection: AsyncConnection, user: str) -> rules.State | None:
@@ -258,8 +299,16 @@ async def _update_weekly_consistency(
 
 
 async def _write_state(connection: AsyncConnection, user: str, state: rules.State) -> None:
-    values = {f"new_{name}": value for name, value in to_columns(state).items()}
-    await connection.execute(_WRITE_STATE, {"user": user, **values})
+    await connection.execute(_WRITE_STATE, {"user": user, **_new_values(state)})
+
+
+def _new_values(state: rules.State) -> dict[str, Any]:
+    return {f"new_{name}": value for name, value in to_columns(state).items()}
+
+
+def _since(today: date) -> dict[str, date]:
+    """Return how long ago the last day that counts may be, by the freezes that are held."""
+    return {f"since_{held}": today - timedelta(days=1 + held) for held in _HELD}
 
 
 def _entry_of(entry_id: str, at: datetime, activity: Activity, logged: rules.Logged) -> Entry:

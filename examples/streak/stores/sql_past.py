@@ -12,7 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from examples.streak import rules
 from examples.streak.records import Entry
-from examples.streak.stores.sql_session import transaction
 from examples.streak.stores.sql_states import to_columns
 from examples.streak.stores.tables import activities, users
 
@@ -34,7 +33,7 @@ class Past:
 async def write_pasts(engine: AsyncEngine, pasts: Iterable[Past]) -> None:
     """Add users who are not there yet, a thousand to a statement; all of them or none."""
     left = iter(pasts)
-    async with transaction(engine) as connection:
+    async with engine.begin() as connection:
         while some := list(islice(left, _AT_ONCE)):
             rows = [{"id": past.name, "joined_on": past.joined_on, **to_columns(past.state)} for past in some]
             await connection.execute(insert(users), rows)

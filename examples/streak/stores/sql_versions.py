@@ -18,9 +18,9 @@ from sqlalchemy import Connection, inspect, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from examples.streak.stores import tables
-from examples.streak.stores.sql_session import SqlSession, transaction
+from examples.streak.stores.sql_session import SqlSession
 
-__all__ = ["VERSION_TABLE", "VersionError", "current_version", "migrate", "prepare", "sql_of"]
+__all__ = ["VERSION_TABLE", "VersionError", "current_version", "migrate", "prepare", "require_newest", "sql_of"]
 
 #: Not Alembic's default, so that an application may keep its own versions in the same database.
 VERSION_TABLE: Final = "streak_alembic_version"
@@ -46,6 +46,19 @@ async def prepare(session: SqlSession) -> None:
         await migrate(session, "head")
 
 
+async def require_newest(engine: AsyncEngine) -> None:
+    """Raise `VersionError` unless the tables have the newest version; nothing is made, not even a file."""
+    # SQLite makes the file that it is to open.
+    there = engine.dialect.name != "sqlite" or Path(engine.url.database or "").exists()  # noqa: ASYNC240 - at the start
+    version = await current_version(engine) if there else None
+    newest = ScriptDirectory.from_config(_config()).get_current_head()
+    if version != newest:
+        raise VersionError(
+            f"the database has {'no tables yet' if version is None else f'tables of version {version}'}, and not "
+            f"version {newest}: `python -m examples.streak.migrate` brings it there, and so does a run"
+        )
+
+
 async def current_version(engine: AsyncEngine) -> str | None:
     """Return the version of the tables; None when there are none."""
     async with engine.connect() as connection:
@@ -57,7 +70,7 @@ async def migrate(session: SqlSession, to: str) -> tuple[str | None, str | None]
 
     `head` is the newest; `base` drops them all.
     """
-    async with session.turn, transaction(session.engine) as connection:
+    async with session.turn, session.engine.begin() as connection:
         if not session.sqlite:
             # Others may be at it, and a version may take its time.
             await connection.execute(text("SET LOCAL lock_timeout = 0"))

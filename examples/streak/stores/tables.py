@@ -67,7 +67,11 @@ users = Table(
     Column("xp", BigInteger, nullable=False, default=0),
     Column("lost_streak", Integer, nullable=False, default=0),
     Column("lost_on", Date),
+    Column("missed_on", Date),
+    Column("rested_on", Date),
     Column("joined_on", Date, nullable=False),
+    # Which freeze or recovery was written last: whoever got no answer to a commit finds out whether it was made.
+    Column("last_change_id", String(32)),
 )
 Index("ix_streak_users_board", users.c.streak.desc(), users.c.xp.desc(), users.c.id)
 Index("ix_streak_users_active", users.c.last_active.desc(), users.c.xp.desc(), users.c.id)
