@@ -64,7 +64,8 @@ def expected(count: int, today: date) -> dict[str, tuple[Any, ...]]:
     for row in settled_users(count, today):
         named = dict(zip(_USER, row, strict=True))
         state = rules.State(**{
-            name: named[name] for name in rules.State.__dataclass_fields__ if name not in ("done", "bonus")
+            name: named[name]
+            for name in rules.State.__dataclass_fields__ if name in named and name not in ("done", "bonus")
         })  # fmt: skip
         after = rules.settle(state, today).state
         told[named["id"]] = (after.streak, after.freezes, after.freezes_used, after.lost_streak)

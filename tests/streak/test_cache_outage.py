@@ -232,11 +232,12 @@ async def test_redis_with_a_password(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_service_goes_on_without_redis(start: Start, nowhere: str) -> None:
-    """With a dead Redis every route works as before, and health says that the cache is degraded."""
+    """With a dead Redis every route works as before, and health says that the cache and the limits are degraded."""
     async with start(redis_url=nowhere) as service:
         assert (await service.log()).json()["streak"] == 1
         for path in ("/api/profile", "/api/calendar", "/api/consistency", "/api/leaderboard"):
             assert (await service.get(path)).status_code == 200
         service.clock.pass_days()
         await service.maintain()
-        assert (await service.http.get("/api/health")).json()["cache"] == "degraded"
+        health = (await service.http.get("/api/health")).json()
+        assert (health["cache"], health["limits"]) == ("degraded", "degraded")

@@ -90,6 +90,20 @@ def test_the_cache(telemetry: Telemetry) -> None:
         assert _values(telemetry, "streak.cache.degraded") == {(): int(degraded)}
 
 
+def test_the_limits(telemetry: Telemetry) -> None:
+    """The gauge says whether each process counts requests by itself now."""
+    for degraded in (False, True):
+        metrics.record_limits_degraded(degraded=degraded)
+        assert _values(telemetry, "streak.limits.degraded") == {(): int(degraded)}
+
+
+def test_kpis_are_not_to_be_summed() -> None:
+    """Each instance shows the KPIs of all users, and their descriptions say how to take several together."""
+    shown = [metric for metric in conventions.declared() if metric.name.startswith("streak.kpi.")]
+    assert len(shown) == 2
+    assert all("max by (kpi)" in metric.about for metric in shown)
+
+
 def test_kpis(telemetry: Telemetry) -> None:
     """Each KPI is shown as what is counted and out of how many, as it was counted last, and by one app."""
     current: list[Kpis | None] = [None]
