@@ -249,11 +249,11 @@ async def test_lease_that_runs_out_stops_a_run(database: Database) -> None:
         return await database.runs.lease(*args, **kwargs)
 
     async def settle(*args: Any, **kwargs: Any) -> Any:
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(1.3)
         return await database.runs.settle(*args, **kwargs)
 
     runs = Meddled(database.runs, lease=lease, settle=settle)
-    quick = {"ttl_s": 0.2, "extend_every_s": 0.05}
+    quick = {"ttl_s": 1.0, "extend_every_s": 0.2}
     async with maintaining(database, runs=runs, lease=quick, batch_size=10, batches_in_flight=1) as kit:
         failed = await kit.maintenance.run(NOW)
     assert failed.run is not None
