@@ -102,6 +102,7 @@ def _answer(caller: Caller, summary: Summary) -> Response:
             **(_blank(caller.today) if summary.run is None else _run(summary.run)),
             **_figures(summary.tally),
             "unsent": summary.unsent,
+            "errors": summary.errors,
             "dry_run": summary.dry_run,
             "repeated": summary.repeated,
             "seconds": round(summary.seconds, 3),

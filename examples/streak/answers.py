@@ -259,6 +259,7 @@ class MaintenanceSummary(Figures):
     ended_at: datetime | None
     resumed: int
     error: str | None
+    errors: int
     dry_run: bool
     repeated: bool
     seconds: float

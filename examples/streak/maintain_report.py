@@ -70,6 +70,7 @@ def summary_text(summary: Summary) -> str:
         ("at risk", tally.at_risk),
         ("notified", tally.notified),
         ("unsent", summary.unsent),
+        ("errors", summary.errors),
     )
     lines = [head, *(f"  {name:<16}{count:>12,}" for name, count in rows), f"  {'seconds':<16}{summary.seconds:>12.2f}"]
     return "\n".join(lines)
@@ -84,6 +85,7 @@ def summary_json(summary: Summary) -> str:
         "repeated": summary.repeated,
         "unsent": summary.unsent,
         "users_left": summary.users_left,
+        "errors": summary.errors,
         "seconds": round(summary.seconds, 3),
     }
     return json.dumps(document, indent=2)

@@ -68,6 +68,8 @@ class Summary:
     seconds: float
     users_left: int = 0
     """Users of batches that failed: a resume does them, and whoever comes behind them."""
+    errors: int = 0
+    """What went wrong, also what a retry made good."""
 
     @property
     def unsent(self) -> int:
@@ -171,7 +173,7 @@ class Maintenance:
             unsent=run.unsent,
             errors=retries.errors,
         )
-        return Summary(run, run.tally, dry_run=False, repeated=True, seconds=seconds)
+        return Summary(run, run.tally, dry_run=False, repeated=True, seconds=seconds, errors=retries.errors)
 
     async def _do(
         self, day: date, before: Run | None, trigger: Trigger, held: Held, progress: Progress | None
@@ -202,7 +204,15 @@ class Maintenance:
             _log_end(run, effort, seconds)
         for listener in self._listeners:
             listener()
-        return Summary(run, run.tally, dry_run=False, repeated=False, seconds=seconds, users_left=effort.users_left)
+        return Summary(
+            run,
+            run.tally,
+            dry_run=False,
+            repeated=False,
+            seconds=seconds,
+            users_left=effort.users_left,
+            errors=effort.retries.errors,
+        )
 
 
 def _log_end(run: Run, effort: Effort, seconds: float) -> None:
