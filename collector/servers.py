@@ -129,7 +129,11 @@ def jaeger(*, port: int | None = None, env: Mapping[str, str] | None = None) -> 
     }
     url = f"http://127.0.0.1:{variables['JAEGER_QUERY_PORT']}"
     command = [str(binary), "--config", str(CONFIG / "jaeger.yaml")]
-    started = start_in("jaeger", command, directory, env=variables, healthy=process.http_ok(f"{url}/api/services"))
+    # It answers queries a moment before it takes signals; it says that it is healthy after that.
+    answers, healthy = (
+        process.http_ok(address) for address in (f"{url}/api/services", f"http://127.0.0.1:{health}/status")
+    )
+    started = start_in("jaeger", command, directory, env=variables, healthy=lambda: answers() and healthy())
     return Jaeger(
         process=started,
         directory=directory,
