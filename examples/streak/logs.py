@@ -48,6 +48,7 @@ _OF_RECORDS = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName
     "trace_id",
     "span_id",
 }
+_UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.access")
 _log = structlog.get_logger(__name__)
 
 
@@ -73,6 +74,12 @@ def configure_logging(settings: Settings, *, service: str = "streak", stream: Te
     logging.getLogger(_PACKAGE).setLevel(level)
     # otel_perf prints no slow query unless it is asked to.
     logging.getLogger("otel_perf.slow_query").propagate = True
+    # Where uvicorn has set up its own already (`uvicorn module:app`), what it says would be told in two forms, or none.
+    for name in _UVICORN:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(logging.NOTSET)
 
 
 class RequestLog:

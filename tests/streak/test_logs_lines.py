@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import logging.config
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import structlog
 from starlette.types import Message, Receive, Scope, Send
+from uvicorn.config import LOGGING_CONFIG
 
 from examples.streak import logs
 from examples.streak.logs import RequestLog, configure_logging
@@ -56,6 +58,8 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything that `configure_logging` changes is put back."""
     root, ours, slow = map(logging.getLogger, (None, "examples.streak", "otel_perf.slow_query"))
     before = list(root.handlers), root.level, ours.level
+    servers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error", "uvicorn.access")]
+    said = [(list(each.handlers), each.propagate, each.level) for each in servers]
     undo: list[Callable[[], None]] = []
     instrument = logs.instrument
 
@@ -73,6 +77,9 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     root.setLevel(before[1])
     ours.setLevel(before[2])
     slow.propagate = False
+    for server, (handlers, propagate, level) in zip(servers, said, strict=True):
+        server.handlers[:], server.propagate = handlers, propagate
+        server.setLevel(level)
 
 
 @pytest.fixture
@@ -321,6 +328,16 @@ def test_a_failure_is_told_once(lines: Lines) -> None:
     server.error("Exception in ASGI application\n", exc_info=error)
     server.error("Exception in ASGI application\n", exc_info=ValueError())
     assert [line["error"] for line in lines.all] == ["LookupError", "ValueError"]
+
+
+def test_a_server_that_has_set_up_its_own(restored: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under `uvicorn module:app` what the server says is in the service's form, once, and its access log is silent."""
+    logging.config.dictConfig(LOGGING_CONFIG)
+    kept = Lines(monkeypatch)
+    kept.configure()
+    logging.getLogger("uvicorn.error").error("Exception in ASGI application\n", exc_info=ValueError())
+    logging.getLogger("uvicorn.access").info('%s - "%s %s HTTP/%s" %d', "127.0.0.1", "GET", "/", "1.1", 200)
+    assert [line["error"] for line in kept.all] == ["ValueError"]
 
 
 def test_cancelled_requests(lines: Lines) -> None:
