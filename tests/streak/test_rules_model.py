@@ -244,7 +244,8 @@ class Lives(RuleBasedStateMachine):
         # It comes to what it had come to in time, but that a streak that was lost before is forgotten.
         in_time = rules.settle(rules.log_activity(self.left, category, minutes, before).state, self.today).state
         if logged.restored:
-            self.diary.lost = None
+            assert self.diary.yesterday is not None
+            self.diary.lost = self.diary.yesterday.lost = None
             in_time = replace(in_time, lost_streak=0, lost_on=None)
         assert replace(in_time, missed_on=None) == replace(self.kept, missed_on=None)
         self.left = self.kept
