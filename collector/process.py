@@ -36,6 +36,7 @@ __all__ = [
     "port_in_use",
     "start",
     "tcp_open",
+    "twice",
     "undisturbed",
 ]
 
@@ -122,6 +123,22 @@ def http_ok(url: str, *, timeout_s: float = 2.0) -> HealthCheck:
             return False
 
     return check
+
+
+def twice(check: HealthCheck) -> HealthCheck:
+    """Return a check that is true once another one was true two times in a row.
+
+    A Collector says that it is healthy a moment before it takes signals; one that came in that moment would end it at
+    once, with all that it holds.
+    """
+    seen = 0
+
+    def checked() -> bool:
+        nonlocal seen
+        seen = seen + 1 if check() else 0
+        return seen > 1
+
+    return checked
 
 
 def tcp_open(port: int, host: str = "127.0.0.1", *, timeout_s: float = 1.0) -> HealthCheck:

@@ -129,11 +129,8 @@ def jaeger(*, port: int | None = None, env: Mapping[str, str] | None = None) -> 
     }
     url = f"http://127.0.0.1:{variables['JAEGER_QUERY_PORT']}"
     command = [str(binary), "--config", str(CONFIG / "jaeger.yaml")]
-    # It answers queries a moment before it takes signals; it says that it is healthy after that.
-    answers, healthy = (
-        process.http_ok(address) for address in (f"{url}/api/services", f"http://127.0.0.1:{health}/status")
-    )
-    started = start_in("jaeger", command, directory, env=variables, healthy=lambda: answers() and healthy())
+    healthy = process.twice(process.http_ok(f"{url}/api/services"))
+    started = start_in("jaeger", command, directory, env=variables, healthy=healthy)
     return Jaeger(
         process=started,
         directory=directory,
@@ -165,7 +162,7 @@ def otelcol(
     for config in configs or [CONFIG / "otelcol.yaml"]:
         command += ["--config", str(config)]
     health_url = f"http://127.0.0.1:{variables['OTELCOL_HEALTH_PORT']}/"
-    healthy = process.http_ok(health_url)
+    healthy = process.twice(process.http_ok(health_url))
     started = start_in("otelcol", command, directory, env=variables, healthy=healthy, grace_s=_OTELCOL_GRACE_S)
     return Otelcol(
         process=started,

@@ -164,3 +164,10 @@ def test_only_a_success_is_healthy(answering: str, monkeypatch: pytest.MonkeyPat
     assert process.http_ok(f"{answering}/ready")()
     assert not process.http_ok(f"{answering}/starting")()
     assert not process.http_ok(f"http://127.0.0.1:{process.free_port()}/")()
+
+
+def test_healthy_twice() -> None:
+    """A check that wants it twice is not content with once, and begins anew after a no."""
+    answers = iter([True, False, True, True, True])
+    check = process.twice(lambda: next(answers))
+    assert [check() for _ in range(5)] == [False, False, False, True, True]
